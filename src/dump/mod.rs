@@ -1,0 +1,1 @@
+//! What bytes stand at physical address P?

@@ -1,0 +1,2 @@
+//! The `vmrestore` command.
+fn main() {}
