@@ -1,0 +1,126 @@
+//! What can go wrong with a dump: on opening it ([`OpenError`]) and on reading a page ([`ReadError`]).
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use super::Missing;
+
+/// Why a file cannot be used as a crash dump. [`OpenError::hint`] says what to do about it.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum OpenError {
+    /// The file could not be opened or read.
+    #[error("cannot read {}", path.display())]
+    Io {
+        /// The file as it was named.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The file is something else, or nothing that is known.
+    #[error("{} is not a crash dump: {what}", path.display())]
+    NotADump {
+        /// The file as it was named.
+        path: PathBuf,
+        /// What it looks like, e.g. "it is empty", "it is a text file".
+        what: String,
+        /// What to do.
+        hint: &'static str,
+    },
+    /// A crash dump, but of a kind that is not read.
+    #[error("{} is {what}, which is not supported", path.display())]
+    Unsupported {
+        /// The file as it was named.
+        path: PathBuf,
+        /// The kind by name, e.g. "a 32-bit ELF core", "a LiME memory image".
+        what: String,
+        /// What to do.
+        hint: &'static str,
+    },
+    /// A crash dump whose headers contradict themselves or the file's length.
+    #[error("{} is damaged: {structure}.{field} at offset {offset:#x} {problem}", path.display())]
+    Damaged {
+        /// The file as it was named.
+        path: PathBuf,
+        /// The on-disk structure, e.g. `disk_dump_header`.
+        structure: &'static str,
+        /// Its field.
+        field: &'static str,
+        /// Where the structure stands in the (unflattened) file, in bytes.
+        offset: u64,
+        /// What is wrong with it, with expected and actual value and the likely cause.
+        problem: String,
+    },
+}
+
+impl OpenError {
+    /// One line that says what the reader of the message can do.
+    #[must_use]
+    pub fn hint(&self) -> &'static str {
+        match self {
+            OpenError::Io { .. } => {
+                "check the path and its permissions; dumps are usually readable by root alone"
+            }
+            OpenError::NotADump { hint, .. } | OpenError::Unsupported { hint, .. } => hint,
+            OpenError::Damaged { .. } => {
+                "the dump was cut short or altered while it was written or copied; compare its size and checksum with the original"
+            }
+        }
+    }
+}
+
+/// Why bytes of physical memory cannot be had from the dump.
+#[derive(Clone, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ReadError {
+    /// The dump does not hold these bytes; they are not zero, they are unknown.
+    #[error("physical address {addr:#x} is not in the dump: {why}")]
+    Missing {
+        /// First physical address that is missing.
+        addr: u64,
+        /// The reason.
+        why: Missing,
+    },
+    /// The dump holds the page, but what it holds is wrong.
+    #[error("page of physical address {addr:#x} is corrupt at file offset {offset:#x}: {what}")]
+    Corrupt {
+        /// Physical address that was asked for.
+        addr: u64,
+        /// Where the bad bytes stand in the (unflattened) file.
+        offset: u64,
+        /// What is wrong with them.
+        what: String,
+    },
+    /// The page is stored in a way that is not read.
+    #[error(
+        "page of physical address {addr:#x} is compressed with {codec}, which is not supported"
+    )]
+    UnsupportedCodec {
+        /// Physical address that was asked for.
+        addr: u64,
+        /// The codec's name.
+        codec: &'static str,
+    },
+    /// The system could not read the file.
+    #[error("cannot read the dump for physical address {addr:#x}, file offset {offset:#x}")]
+    Io {
+        /// Physical address that was asked for.
+        addr: u64,
+        /// Where in the (unflattened) file.
+        offset: u64,
+        /// What the system said.
+        source: Arc<io::Error>,
+    },
+}
+
+impl ReadError {
+    /// The reason, when the page is simply not in the dump.
+    #[must_use]
+    pub fn missing(&self) -> Option<Missing> {
+        match self {
+            ReadError::Missing { why, .. } => Some(*why),
+            _ => None,
+        }
+    }
+}
