@@ -17,6 +17,7 @@ mod fidelity;
 mod file;
 mod hex;
 mod memory;
+mod page_source;
 mod process;
 mod thread;
 mod vcpu;
@@ -29,6 +30,7 @@ pub use file::{
 };
 pub use hex::{Blob, ObjectId};
 pub use memory::{MappingKind, Mm, PageContent, PageRun, SharedMemory, Vma};
+pub use page_source::{PageSource, PageSourceError};
 pub use process::{
     Credentials, Fd, FsState, IntervalTimer, PosixTimer, Process, ResourceLimit, SigAction,
 };

@@ -1,6 +1,6 @@
 //! Where the content of pages comes from: a dump, or a dataset on the disk.
 
-use crate::dataset::PageRun;
+use super::PageRun;
 
 /// A source of page contents. Implementations are shared by threads.
 pub trait PageSource: Send + Sync {
@@ -26,7 +26,7 @@ pub struct PageSourceError {
     /// Address (or offset) of the page in its run's terms.
     pub at: u64,
     /// Where it should have been.
-    pub content: crate::dataset::PageContent,
+    pub content: super::PageContent,
     /// What went wrong.
     pub why: String,
 }
