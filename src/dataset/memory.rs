@@ -149,6 +149,13 @@ pub enum PageContent {
     Corrupt,
 }
 
+impl PageContent {
+    /// The content was there once and cannot be had from this dump.
+    pub fn is_missing(&self) -> bool {
+        matches!(self, Self::Filtered | Self::Truncated | Self::Corrupt)
+    }
+}
+
 /// Shared memory that no file system names: memfd, `MAP_SHARED|MAP_ANONYMOUS`,
 /// a deleted tmpfs file.
 #[derive(Clone, Debug, Serialize, Deserialize)]

@@ -3,6 +3,8 @@
 //! It knows no dump and no dead kernel: pages reach it through
 //! [`PageSource`].
 
+pub mod disks;
+pub mod journal;
 mod syscalls;
 
 pub use crate::dataset::{PageSource, PageSourceError};

@@ -1,0 +1,171 @@
+//! Files that moved on are refused; unwritten pages reach the disk.
+
+use super::*;
+use crate::dataset::{Host, ObjectId, PageContent, PageRun, SCHEMA_VERSION};
+use std::fs;
+use std::path::PathBuf;
+
+/// Page N is full of the byte N.
+struct Numbered;
+
+impl PageSource for Numbered {
+    fn read_pages(
+        &self,
+        run: &PageRun,
+        first: u64,
+        _count: u64,
+        out: &mut [u8],
+    ) -> Result<(), PageSourceError> {
+        for (i, page) in out.chunks_mut(PAGE as usize).enumerate() {
+            page.fill((run.start / PAGE + first + i as u64) as u8);
+        }
+        Ok(())
+    }
+}
+
+struct Scene {
+    dir: PathBuf,
+    dataset: Dataset,
+    journal: Journal,
+}
+
+impl Drop for Scene {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.dir);
+    }
+}
+
+/// A file of one page of `x` on the disk; the dead kernel had two and a half
+/// pages of it, the last ones dirty.
+fn scene(name: &str) -> Scene {
+    let dir = std::env::temp_dir().join(format!("vmrestore-disks-{name}-{}", std::process::id()));
+    let _ = fs::remove_dir_all(&dir);
+    fs::create_dir_all(&dir).expect("makes a directory");
+    let path = dir.join("disk.img");
+    fs::write(&path, [b'x'; 4096]).expect("writes the file");
+    let meta = fs::metadata(&path).expect("stats");
+    let inode = Inode {
+        id: ObjectId(1),
+        path: path.display().to_string(),
+        device: "vdb".into(),
+        fs_uuid: None,
+        fs_type: "ext4".into(),
+        number: meta.ino(),
+        kind: InodeKind::Regular,
+        mode: 0o100644,
+        links: 1,
+        size: 10_000,
+        mtime_ns: mtime(&meta) + 5_000_000_000,
+        ctime_ns: ctime(&meta) + 5_000_000_000,
+        writable: true,
+        dirty: vec![PageRun {
+            start: 4096,
+            count: 2,
+            content: PageContent::Frame(77),
+        }],
+    };
+    let host = Host {
+        release: String::new(),
+        version: String::new(),
+        hostname: String::new(),
+        realtime_ns: 0,
+        monotonic_ns: 0,
+        boottime_ns: 0,
+        tsc_khz: 0,
+        tsc: 0,
+    };
+    let dataset = Dataset {
+        schema_version: SCHEMA_VERSION,
+        crash_id: "c".into(),
+        host,
+        processes: vec![],
+        files: vec![],
+        pipes: vec![],
+        inodes: vec![inode],
+        shared_memory: vec![],
+        vms: vec![],
+        fidelity: vec![],
+    };
+    let journal = Journal::open(&dir.join("state"), "c").expect("opens the journal");
+    Scene {
+        dir,
+        dataset,
+        journal,
+    }
+}
+
+#[test]
+fn unwritten_pages_reach_the_disk_and_a_second_run_accepts_its_own_work() {
+    let s = scene("write");
+    check(&s.dataset, Some(&s.journal), false).expect("an older file is fit");
+    let done = write_back(&s.dataset, &Numbered, &s.journal).expect("writes back");
+    assert_eq!(
+        done,
+        WrittenBack {
+            files: 1,
+            bytes: 10_000 - 4096
+        }
+    );
+    let now = fs::read(&s.dataset.inodes[0].path).expect("reads");
+    assert_eq!(now.len(), 10_000);
+    assert!(now[..4096].iter().all(|b| *b == b'x'));
+    assert!(now[4096..8192].iter().all(|b| *b == 1));
+    assert!(now[8192..].iter().all(|b| *b == 2));
+    let meta = fs::metadata(&s.dataset.inodes[0].path).expect("stats");
+    assert_eq!(mtime(&meta), s.dataset.inodes[0].mtime_ns);
+    // Its change time is now's, later than the crash: only the journal knows
+    // that this was ours.
+    let mut dataset = s.dataset.clone();
+    dataset.inodes[0].ctime_ns = 0;
+    check(&dataset, Some(&s.journal), false).expect("our own write-back is no change");
+    assert!(check(&dataset, None, false).is_err());
+}
+
+#[test]
+fn a_file_used_since_the_crash_is_refused() {
+    let mut s = scene("changed");
+    s.dataset.inodes[0].mtime_ns -= 10_000_000_000;
+    let wrong = check(&s.dataset, Some(&s.journal), false).expect_err("refused");
+    assert!(matches!(
+        wrong[0],
+        DiskError::Changed {
+            what: "its modification time",
+            ..
+        }
+    ));
+    check(&s.dataset, Some(&s.journal), true).expect("unless forced");
+}
+
+#[test]
+fn another_file_of_the_same_name_is_refused() {
+    let mut s = scene("ino");
+    s.dataset.inodes[0].number += 1;
+    let wrong = check(&s.dataset, Some(&s.journal), false).expect_err("refused");
+    assert!(matches!(
+        wrong[0],
+        DiskError::Changed {
+            what: "its inode number",
+            ..
+        }
+    ));
+}
+
+#[test]
+fn pages_that_the_dump_left_out_are_refused_even_by_force() {
+    let mut s = scene("filtered");
+    s.dataset.inodes[0].dirty[0].content = PageContent::Filtered;
+    let wrong = check(&s.dataset, Some(&s.journal), true).expect_err("refused");
+    assert!(matches!(wrong[0], DiskError::LostPages { pages: 2, .. }));
+}
+
+#[test]
+fn a_file_that_is_gone_and_one_too_large_are_refused() {
+    let mut s = scene("gone");
+    s.dataset.inodes[0].size = 1 << 60;
+    s.dataset.inodes[0].dirty[0].count = 1 << 47;
+    let wrong = check(&s.dataset, Some(&s.journal), false).expect_err("refused");
+    assert!(matches!(wrong[0], DiskError::NoSpace { .. }));
+    s.dataset.inodes[0].path.push_str(".gone");
+    let wrong = check(&s.dataset, Some(&s.journal), false).expect_err("refused");
+    assert!(matches!(wrong[0], DiskError::Missing { .. }));
+}

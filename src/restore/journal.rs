@@ -1,0 +1,267 @@
+//! The journal that refuses a second restore.
+//!
+//! A guest that has been resumed once owns its disks; the dump shows it as it
+//! was before that. Bringing it back again would let two copies write to one
+//! disk. So before a process runs, a record keyed by the crash and the process
+//! is made durable, and whoever finds such a record refuses.
+//!
+//! Layout: `STATE_DIR/CRASH_ID/resumed-PID.json`, `written-INO.json` and a
+//! `lock` that one restore at a time holds.
+
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use std::fs::{self, File, OpenOptions, TryLockError};
+use std::io::{ErrorKind, Write};
+use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+/// Where the journal is kept unless the user says otherwise.
+pub const DEFAULT_STATE_DIR: &str = "/var/lib/vmrestore";
+
+/// Why the journal refuses, or cannot be kept.
+#[derive(Debug, thiserror::Error)]
+pub enum JournalError {
+    /// The process has been brought back from this crash before.
+    #[error(
+        "pid {pid} of crash {crash} was restored already, at {when} (Unix time), as pid {as_pid}"
+    )]
+    AlreadyRestored {
+        /// PID in the dead host.
+        pid: i32,
+        /// Identity of the crash.
+        crash: String,
+        /// Seconds since 1970.
+        when: u64,
+        /// PID that it was given.
+        as_pid: i32,
+    },
+    /// Another vmrestore works on the same crash.
+    #[error("another vmrestore is restoring from this crash now ({lock} is locked)")]
+    Busy {
+        /// The lock file.
+        lock: String,
+    },
+    /// The crash has no usable identity.
+    #[error("the crash's identity {id:?} cannot name a directory")]
+    BadIdentity {
+        /// What the dump said.
+        id: String,
+    },
+    /// The state directory cannot be used.
+    #[error("journal: cannot {what} {path}")]
+    Io {
+        /// The operation.
+        what: &'static str,
+        /// On which path.
+        path: String,
+        /// Its error.
+        source: std::io::Error,
+    },
+}
+
+/// The open journal of one crash; other restores are locked out while it lives.
+#[derive(Debug)]
+pub struct Journal {
+    dir: PathBuf,
+    crash: String,
+    _lock: File,
+}
+
+/// A process was resumed.
+#[derive(Debug, Serialize, Deserialize)]
+struct Resumed {
+    pid: i32,
+    as_pid: i32,
+    /// Seconds since 1970.
+    when: u64,
+}
+
+/// A file's unwritten pages were written back by us.
+#[derive(Debug, Serialize, Deserialize)]
+struct Written {
+    path: String,
+    /// The inode's change time right after the write-back: as long as it still
+    /// is this, nobody else has touched the file.
+    ctime_ns: i64,
+}
+
+impl Journal {
+    /// Opens (and locks) the journal of the crash `crash` below `state_dir`.
+    ///
+    /// # Errors
+    /// [`JournalError::Busy`] when another restore holds it; `Io` when the
+    /// directory cannot be made or locked.
+    pub fn open(state_dir: &Path, crash: &str) -> Result<Self, JournalError> {
+        let plain = |c: char| c.is_ascii_alphanumeric() || c == '-';
+        if crash.is_empty() || crash.len() > 128 || !crash.chars().all(plain) {
+            return Err(JournalError::BadIdentity {
+                id: crash.to_owned(),
+            });
+        }
+        let dir = state_dir.join(crash);
+        fs::create_dir_all(&dir).map_err(|e| io("create", &dir, e))?;
+        let path = dir.join("lock");
+        let lock = OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(&path)
+            .map_err(|e| io("open", &path, e))?;
+        match lock.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                return Err(JournalError::Busy {
+                    lock: path.display().to_string(),
+                });
+            }
+            Err(TryLockError::Error(e)) => return Err(io("lock", &path, e)),
+        }
+        Ok(Self {
+            dir,
+            crash: crash.to_owned(),
+            _lock: lock,
+        })
+    }
+
+    /// Refuses when the process was resumed before.
+    ///
+    /// # Errors
+    /// [`JournalError::AlreadyRestored`].
+    pub fn check(&self, pid: i32) -> Result<(), JournalError> {
+        match self.read::<Resumed>(&format!("resumed-{pid}.json"))? {
+            None => Ok(()),
+            Some(r) => Err(JournalError::AlreadyRestored {
+                pid,
+                crash: self.crash.clone(),
+                when: r.when,
+                as_pid: r.as_pid,
+            }),
+        }
+    }
+
+    /// Makes it durable that the process is about to run.
+    ///
+    /// # Errors
+    /// `Io`: then it must not run.
+    pub fn record_resumed(&self, pid: i32, as_pid: i32) -> Result<(), JournalError> {
+        let when = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .map_or(0, |d| d.as_secs());
+        self.write(
+            &format!("resumed-{pid}.json"),
+            &Resumed { pid, as_pid, when },
+        )
+    }
+
+    /// Takes back [`Journal::record_resumed`] for a process that did not run after all.
+    ///
+    /// # Errors
+    /// `Io`.
+    pub fn forget_resumed(&self, pid: i32) -> Result<(), JournalError> {
+        let path = self.dir.join(format!("resumed-{pid}.json"));
+        fs::remove_file(&path).map_err(|e| io("remove", &path, e))
+    }
+
+    /// The change time that a file had after our own write-back of it.
+    /// Nanoseconds since 1970; `None`: we have not written to it.
+    ///
+    /// # Errors
+    /// `Io` when the record is there and cannot be read.
+    pub fn written_back(&self, inode: u64) -> Result<Option<i64>, JournalError> {
+        Ok(self
+            .read::<Written>(&format!("written-{inode}.json"))?
+            .map(|w| w.ctime_ns))
+    }
+
+    /// Notes our own write-back of a file.
+    ///
+    /// # Errors
+    /// `Io`.
+    pub fn record_written(
+        &self,
+        inode: u64,
+        path: &str,
+        ctime_ns: i64,
+    ) -> Result<(), JournalError> {
+        let record = Written {
+            path: path.to_owned(),
+            ctime_ns,
+        };
+        self.write(&format!("written-{inode}.json"), &record)
+    }
+
+    fn read<T: DeserializeOwned>(&self, name: &str) -> Result<Option<T>, JournalError> {
+        let path = self.dir.join(name);
+        match fs::read(&path) {
+            Ok(bytes) => serde_json::from_slice(&bytes)
+                .map(Some)
+                .map_err(|e| io("understand", &path, e.into())),
+            Err(e) if e.kind() == ErrorKind::NotFound => Ok(None),
+            Err(e) => Err(io("read", &path, e)),
+        }
+    }
+
+    /// Replaces a record in one step: whoever reads it sees the old or the new
+    /// one, also after a power failure.
+    fn write<T: Serialize>(&self, name: &str, record: &T) -> Result<(), JournalError> {
+        let path = self.dir.join(name);
+        let temporary = self.dir.join(format!("{name}.new"));
+        let bytes = serde_json::to_vec(record).map_err(|e| io("encode", &path, e.into()))?;
+        let mut file = File::create(&temporary).map_err(|e| io("create", &temporary, e))?;
+        file.write_all(&bytes)
+            .and_then(|()| file.sync_all())
+            .map_err(|e| io("write", &temporary, e))?;
+        fs::rename(&temporary, &path).map_err(|e| io("rename", &path, e))?;
+        File::open(&self.dir)
+            .and_then(|d| d.sync_all())
+            .map_err(|e| io("sync", &self.dir, e))
+    }
+}
+
+fn io(what: &'static str, path: &Path, source: std::io::Error) -> JournalError {
+    JournalError::Io {
+        what,
+        path: path.display().to_string(),
+        source,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_second_restore_is_refused_until_forgotten() {
+        let dir = std::env::temp_dir().join(format!("vmrestore-journal-{}", std::process::id()));
+        let _ = fs::remove_dir_all(&dir);
+        let journal = Journal::open(&dir, "abc").expect("opens");
+        journal.check(7).expect("nothing restored yet");
+        journal.record_resumed(7, 7).expect("records");
+        assert!(matches!(
+            Journal::open(&dir, "abc").expect_err("locked"),
+            JournalError::Busy { .. }
+        ));
+        drop(journal);
+        let again = Journal::open(&dir, "abc").expect("the lock is gone");
+        assert!(matches!(
+            again.check(7),
+            Err(JournalError::AlreadyRestored { pid: 7, .. })
+        ));
+        again.check(8).expect("another process is free");
+        let other = Journal::open(&dir, "def").expect("another crash");
+        other.check(7).expect("is another matter");
+        again.forget_resumed(7).expect("forgets");
+        again.check(7).expect("free again");
+        fs::remove_dir_all(&dir).expect("cleans up");
+    }
+
+    #[test]
+    fn an_identity_cannot_leave_the_directory() {
+        for id in ["", "..", "a/b", "a\0"] {
+            let refused = Journal::open(Path::new("/nonexistent"), id);
+            assert!(
+                matches!(refused, Err(JournalError::BadIdentity { .. })),
+                "{id:?}"
+            );
+        }
+    }
+}
