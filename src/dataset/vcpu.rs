@@ -253,4 +253,12 @@ pub struct ExitInFlight {
     pub reason: u32,
     /// Name of the completion function, e.g. `complete_fast_pio_out`.
     pub completion: String,
+    /// MMIO only: pieces of the access that were to follow the one in the
+    /// kvm_run page (`mmio_nr_fragments - mmio_cur_fragment - 1`, plus one
+    /// when the current fragment is longer than 8 bytes).
+    #[serde(default)]
+    pub mmio_pieces_left: u32,
+    /// MMIO only: pieces that had gone before it in the same access.
+    #[serde(default)]
+    pub mmio_pieces_done: u32,
 }

@@ -5,6 +5,7 @@
 
 pub mod disks;
 pub mod journal;
+pub mod kvm;
 mod syscalls;
 
 pub use crate::dataset::{PageSource, PageSourceError};

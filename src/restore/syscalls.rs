@@ -31,6 +31,24 @@ pub trait Syscalls {
     /// The call's errno. If the process itself has gone, `Errno(ESRCH)`.
     fn syscall(&mut self, number: i64, args: [u64; 6]) -> Result<u64, Errno>;
 
+    /// Makes one system call that might not return by itself (KVM_RUN), and
+    /// interrupts it after `limit`: it then fails with EINTR.
+    ///
+    /// An implementation by ptrace interrupts the thread (PTRACE_INTERRUPT);
+    /// a signal sent to it would do as well. The default does not bound it.
+    ///
+    /// # Errors
+    /// The call's errno; EINTR when it was interrupted.
+    fn syscall_within(
+        &mut self,
+        number: i64,
+        args: [u64; 6],
+        limit: std::time::Duration,
+    ) -> Result<u64, Errno> {
+        let _ = limit;
+        self.syscall(number, args)
+    }
+
     /// Address and length of memory there that stages may use for arguments
     /// (at least 64 KiB).
     fn scratch(&self) -> (u64, usize);
