@@ -115,6 +115,17 @@ pub enum ReadError {
 }
 
 impl ReadError {
+    /// The same error, for the address that was asked for instead of its page's.
+    pub(super) fn at(mut self, asked: u64) -> ReadError {
+        match &mut self {
+            ReadError::Missing { addr, .. }
+            | ReadError::Corrupt { addr, .. }
+            | ReadError::UnsupportedCodec { addr, .. }
+            | ReadError::Io { addr, .. } => *addr = asked,
+        }
+        self
+    }
+
     /// The reason, when the page is simply not in the dump.
     #[must_use]
     pub fn missing(&self) -> Option<Missing> {

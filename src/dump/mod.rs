@@ -3,16 +3,59 @@
 //! [`Dump::open`] recognises the file by its content, [`PhysicalMemory`] reads it, and a page that
 //! is not in it is [`Missing`] with a reason, never zeros. Nothing here knows of kernels: the text
 //! of the VMCOREINFO note and the registers in the CPU notes are handed on as they are.
+//!
+//! ```no_run
+//! use vmrestore::dump::{Dump, PAGE_SIZE, PageState, PhysicalMemory};
+//!
+//! let dump = Dump::open("/var/crash/vmcore".as_ref())?;
+//! println!("{}: {:?}", dump.format(), dump.page_counts());
+//! let mut word = [0; 8];
+//! if dump.page_state(0x100_0000 / PAGE_SIZE) == PageState::Present {
+//!     dump.read_physical(0x100_0000, &mut word)?;
+//! }
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! How it is made: `image` is the file as one run of bytes (a flattened file is unfolded in place),
+//! `recognise` tells the format, `elf` and `kdump` find a page in it, `codec` decodes it,
+//! `page_cache` makes small reads cheap and `bulk` makes large ones fast. Memory does not grow with
+//! the dump: bitmaps and page descriptors stay in the file. Reads are safe from any number of
+//! threads.
+//!
+//! The file is hostile. Every offset, size and count from it is checked against the file's length
+//! or a stated bound, and a page must decode to exactly 4096 bytes.
 
+mod bulk;
+mod codec;
+mod elf;
 mod error;
+mod extents;
+mod identity;
+mod image;
+mod kdump;
 mod notes;
+mod page_cache;
+mod recognise;
+mod refusal;
 
+use std::cell::RefCell;
 use std::fmt;
+use std::fs::File;
 use std::path::Path;
+use std::sync::OnceLock;
 
 use serde::{Deserialize, Serialize};
 
+use codec::Decoder;
+use elf::ElfMemory;
 pub use error::{OpenError, ReadError};
+use image::{Image, ImageError};
+use kdump::{Headers, KdumpMemory, Rank};
+use notes::Notes;
+use page_cache::PageCache;
+use recognise::Kind;
+use refusal::Refusal;
+
 pub use notes::{CpuNote, PrStatus, QemuCpuState, QemuSegment, UserRegs};
 
 /// Bytes in a page. Dumps with another block size are refused.
@@ -143,25 +186,168 @@ pub struct PageCounts {
     pub truncated: u64,
 }
 
-/// A crash dump, open for reading. Cheap to share between threads by reference.
+/// The page cache holds 32 MiB at most.
+const CACHE_SETS_LOG2: u32 = 10;
+/// A longer read is not worth a place in the cache: it would throw out what page walks need.
+const LARGEST_CACHED_READ: usize = 16 * PAGE_SIZE as usize;
+
+/// A crash dump, open for reading. Share it between threads by reference.
 #[derive(Debug)]
 pub struct Dump {
+    image: Image,
+    memory: Memory,
+    cache: PageCache,
     format: Format,
     vmcoreinfo: Option<String>,
     cpu_notes: Vec<CpuNote>,
     dump_level: Option<u32>,
     incomplete: Option<String>,
     identity: DumpIdentity,
+    counts: OnceLock<PageCounts>,
+}
+
+/// How the format finds its pages.
+#[derive(Debug)]
+enum Memory {
+    Elf(ElfMemory),
+    Kdump(Box<KdumpMemory>),
+}
+
+thread_local! {
+    /// Each thread that reads has its own decoder, so none waits for another.
+    static DECODER: RefCell<Decoder> = RefCell::new(Decoder::new());
 }
 
 impl Dump {
-    /// Opens a dump, whatever its format.
+    /// Opens a dump, whatever its format. Reads headers, notes and bitmaps; no page.
     pub fn open(path: &Path) -> Result<Dump, OpenError> {
-        Err(OpenError::NotADump {
-            path: path.to_path_buf(),
-            what: "no format is read yet".into(),
-            hint: "wait for the next commit",
-        })
+        let open = || {
+            let metadata = std::fs::metadata(path).map_err(Refusal::Io)?;
+            if metadata.is_dir() {
+                return Err(Refusal::not_a_dump(
+                    "it is a directory",
+                    "name the dump file in it",
+                ));
+            }
+            let file = File::open(path).map_err(Refusal::Io)?;
+            Dump::from_image(Image::new(file).map_err(Refusal::Io)?)
+        };
+        open().map_err(|refusal| refusal.at(path))
+    }
+
+    fn from_image(raw: Image) -> Result<Dump, Refusal> {
+        let image = raw.unfold()?;
+        let mut head = vec![0; image.len().min(512) as usize];
+        image
+            .read_padded(0, &mut head)
+            .map_err(|e| Refusal::unreadable("header", 0, e))?;
+        let (memory, notes, headers) = match recognise::recognise(&head)? {
+            Kind::Elf => {
+                let (memory, notes) = ElfMemory::open(&image)?;
+                (Memory::Elf(memory), notes, None)
+            }
+            Kind::Kdump => {
+                let (memory, headers, notes) = KdumpMemory::open(&image)?;
+                (Memory::Kdump(Box::new(memory)), notes, Some(headers))
+            }
+        };
+        let mut dump = Dump {
+            format: Format::describe(&image, headers.as_ref(), &notes),
+            incomplete: why_incomplete(&image, &memory, headers.as_ref()),
+            dump_level: headers.and_then(|headers| headers.dump_level),
+            vmcoreinfo: notes.vmcoreinfo,
+            cpu_notes: notes.cpus,
+            identity: DumpIdentity(String::new()),
+            cache: PageCache::new(CACHE_SETS_LOG2),
+            counts: OnceLock::new(),
+            image,
+            memory,
+        };
+        dump.identity = dump.identify();
+        Ok(dump)
+    }
+
+    fn identify(&self) -> DumpIdentity {
+        let mut hash = identity::Hash::new();
+        if !identity::hash_crash(&mut hash, self.vmcoreinfo(), &self.cpu_notes) {
+            // Nothing but the memory: its first pages, which belong to the firmware and the kernel.
+            let present = (0..self.max_pfn().min(4096))
+                .filter(|&pfn| self.page_state(pfn) == PageState::Present);
+            for pfn in present.take(64) {
+                let mut page = [0; PAGE_SIZE as usize];
+                if self.read_uncached(pfn, &mut page).is_ok() {
+                    hash.add(&page);
+                }
+            }
+        }
+        DumpIdentity(hash.hex())
+    }
+
+    /// Reads from the begin of page frame `pfn` on, past the cache.
+    fn read_uncached(&self, pfn: u64, buf: &mut [u8]) -> Result<(), ReadError> {
+        let Some(addr) = pfn.checked_mul(PAGE_SIZE) else {
+            return Err(ReadError::Missing {
+                addr: u64::MAX,
+                why: Missing::NotRam,
+            });
+        };
+        match &self.memory {
+            Memory::Elf(memory) => memory.read(&self.image, addr, buf),
+            Memory::Kdump(memory) => {
+                let mut rank = Rank::default();
+                for (pfn, out) in (pfn..).zip(buf.chunks_mut(PAGE_SIZE as usize)) {
+                    self.decode_page(memory, &mut rank, pfn, out)?;
+                }
+                Ok(())
+            }
+        }
+    }
+
+    fn decode_page(
+        &self,
+        memory: &KdumpMemory,
+        rank: &mut Rank,
+        pfn: u64,
+        out: &mut [u8],
+    ) -> Result<(), ReadError> {
+        let stored = memory.locate(&self.image, rank, pfn)?;
+        let addr = pfn.saturating_mul(PAGE_SIZE);
+        let mut bytes = [0; PAGE_SIZE as usize];
+        let bytes = &mut bytes[..stored.size];
+        self.image
+            .read_at(stored.offset, bytes)
+            .map_err(|e| match e {
+                ImageError::Absent(_) => ReadError::Missing {
+                    addr,
+                    why: Missing::Truncated,
+                },
+                ImageError::Io(e) => ReadError::Io {
+                    addr,
+                    offset: stored.offset,
+                    source: e.into(),
+                },
+            })?;
+        DECODER.with_borrow_mut(|decoder| bulk::decode(decoder, stored, addr, bytes, out))
+    }
+
+    /// Part of one page, through the cache.
+    fn read_in_page(&self, addr: u64, out: &mut [u8], keep: bool) -> Result<(), ReadError> {
+        let (pfn, inside) = (addr / PAGE_SIZE, (addr % PAGE_SIZE) as usize);
+        if self.cache.get(pfn, inside, out) {
+            return Ok(());
+        }
+        let mut page = [0; PAGE_SIZE as usize];
+        match (self.read_uncached(pfn, &mut page), &self.memory) {
+            (Ok(()), _) => {}
+            // A segment may hold these bytes and not the whole page.
+            (Err(_), Memory::Elf(memory)) => return memory.read(&self.image, addr, out),
+            (Err(e), Memory::Kdump(_)) => return Err(e.at(addr)),
+        }
+        if keep {
+            self.cache.put(pfn, &page);
+        }
+        out.copy_from_slice(&page[inside..inside + out.len()]);
+        Ok(())
     }
 
     /// What kind of file it is.
@@ -206,23 +392,93 @@ impl Dump {
     /// How many pages are in which state.
     #[must_use]
     pub fn page_counts(&self) -> PageCounts {
-        PageCounts::default()
+        *self.counts.get_or_init(|| match &self.memory {
+            Memory::Elf(memory) => memory.page_counts(),
+            Memory::Kdump(memory) => memory.page_counts(&self.image),
+        })
     }
 }
 
 impl PhysicalMemory for Dump {
-    fn read_physical(&self, addr: u64, _buf: &mut [u8]) -> Result<(), ReadError> {
-        Err(ReadError::Missing {
-            addr,
-            why: Missing::NotRam,
-        })
+    fn read_physical(&self, mut addr: u64, mut buf: &mut [u8]) -> Result<(), ReadError> {
+        if addr.checked_add(buf.len() as u64).is_none() {
+            return Err(ReadError::Missing {
+                addr,
+                why: Missing::NotRam,
+            });
+        }
+        let keep = buf.len() <= LARGEST_CACHED_READ;
+        if let Memory::Elf(memory) = &self.memory
+            && buf.len() >= PAGE_SIZE as usize
+        {
+            // Nothing to decode: the kernel's page cache is enough.
+            return memory.read(&self.image, addr, buf);
+        }
+        while !buf.is_empty() {
+            let n = buf.len().min((PAGE_SIZE - addr % PAGE_SIZE) as usize);
+            let (head, rest) = buf.split_at_mut(n);
+            self.read_in_page(addr, head, keep)?;
+            addr += n as u64;
+            buf = rest;
+        }
+        Ok(())
     }
 
-    fn page_state(&self, _pfn: u64) -> PageState {
-        PageState::Missing(Missing::NotRam)
+    fn page_state(&self, pfn: u64) -> PageState {
+        match &self.memory {
+            Memory::Elf(memory) => memory.page_state(pfn),
+            Memory::Kdump(memory) => memory.page_state(&self.image, pfn),
+        }
     }
 
     fn max_pfn(&self) -> u64 {
-        0
+        match &self.memory {
+            Memory::Elf(memory) => memory.max_pfn(),
+            Memory::Kdump(memory) => memory.max_pfn(),
+        }
     }
+
+    /// Decodes on all CPUs, past the cache.
+    fn read_pages(&self, pfns: &[u64], out: &mut [u8]) -> Vec<PageFailure> {
+        assert_eq!(out.len(), pfns.len() * PAGE_SIZE as usize);
+        bulk::read_pages(self, pfns, out)
+    }
+}
+
+impl Format {
+    fn describe(image: &Image, headers: Option<&Headers>, notes: &Notes) -> Format {
+        let mut name = match headers {
+            None => "ELF".to_owned(),
+            Some(headers) => match headers.codec() {
+                Some(codec) => format!("kdump-compressed ({})", codec.name()),
+                None => "kdump-compressed".to_owned(),
+            },
+        };
+        if image.is_flattened() {
+            name += ", flattened";
+        }
+        if notes.cpus.iter().any(|cpu| cpu.qemu.is_some()) {
+            name += ", by QEMU";
+        }
+        Format(name)
+    }
+}
+
+fn why_incomplete(image: &Image, memory: &Memory, headers: Option<&Headers>) -> Option<String> {
+    if headers.is_some_and(Headers::is_incomplete) {
+        return Some("makedumpfile ran out of space while it wrote the dump".into());
+    }
+    if image.is_cut() {
+        return Some("the flattened stream ends without its end mark: it was cut short".into());
+    }
+    let truncated = match memory {
+        Memory::Elf(memory) => memory.is_truncated(),
+        Memory::Kdump(memory) => memory.is_truncated(image),
+    };
+    truncated.then(|| {
+        format!(
+            "the file ends, at {} bytes, before its last pages: it was cut short",
+            image.len()
+        )
+    })
 }

@@ -1,0 +1,490 @@
+//! ELF dumps: /proc/vmcore, makedumpfile -E, QEMU's dump-guest-memory, virsh dump --memory-only.
+//!
+//! goblin gives the layouts. It is given one table chunk at a time and never the file, because it
+//! would map it whole, and because it takes a core of 70 000 segments for one of 65 535.
+
+use goblin::container::{Container, Ctx};
+use goblin::elf::header::{self, header64};
+use goblin::elf::program_header::{PT_LOAD, PT_NOTE, ProgramHeader};
+
+use super::extents::{BuildError, Builder, ExtentMap, MAX_EXTENTS, Target};
+use super::image::{Image, ImageError};
+use super::notes::{MAX_NOTES_SIZE, Notes};
+use super::refusal::Refusal;
+use super::{Missing, PAGE_SIZE, PageCounts, PageState, ReadError};
+
+/// In `e_phnum`: the true count is `sh_info` of section 0. Linux include/uapi/linux/elf.h
+const PN_XNUM: u16 = 0xffff;
+/// `sh_info` in `Elf64_Shdr`.
+const SH_INFO: usize = 44;
+/// x86-64 addresses at most this many bits of physical memory.
+const MAX_PHYSICAL: u64 = 1 << 52;
+
+const EHDR: &str = "Elf64_Ehdr";
+const PHDR: &str = "Elf64_Phdr";
+
+/// What stands behind a range of physical memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Backing {
+    /// Bytes of the file from this offset on.
+    Data(u64),
+    /// In `p_memsz` but not in `p_filesz`: makedumpfile -E left it out. Not zeros.
+    Filtered,
+    /// In `p_filesz`, but beyond the end of the file.
+    Truncated,
+}
+
+impl Target for Backing {
+    fn advance(self, by: u64) -> Self {
+        match self {
+            Backing::Data(offset) => Backing::Data(offset + by),
+            other => other,
+        }
+    }
+
+    fn continues(self, len: u64, next: Self) -> bool {
+        self.advance(len) == next
+    }
+}
+
+/// The memory of an ELF dump, by byte ranges: segments need not begin or end at pages.
+#[derive(Debug)]
+pub(super) struct ElfMemory {
+    ranges: ExtentMap<Backing>,
+}
+
+impl ElfMemory {
+    pub fn open(image: &Image) -> Result<(ElfMemory, Notes), Refusal> {
+        let header = read_header(image)?;
+        let count = count_segments(image, &header)?;
+        let mut loads = Vec::new();
+        let mut notes = Vec::new();
+        for_each_segment(image, header.e_phoff, count, |segment, at| {
+            match segment.p_type {
+                PT_LOAD if segment.p_memsz > 0 || segment.p_filesz > 0 => {
+                    loads.push(Load::new(&segment, at)?);
+                }
+                PT_NOTE => read_notes(image, &segment, &mut notes)?,
+                _ => {}
+            }
+            Ok(())
+        })?;
+        let notes = Notes::parse(&notes);
+        refuse_other_cores(&header, &notes, &loads)?;
+        let ranges = map_loads(image, &loads)?;
+        Ok((ElfMemory { ranges }, notes))
+    }
+
+    pub fn max_pfn(&self) -> u64 {
+        self.ranges.end().div_ceil(PAGE_SIZE)
+    }
+
+    /// Reads bytes straight from the file.
+    pub fn read(&self, image: &Image, mut addr: u64, mut buf: &mut [u8]) -> Result<(), ReadError> {
+        while !buf.is_empty() {
+            let missing = |why| Err(ReadError::Missing { addr, why });
+            let Some(range) = self.ranges.find(addr) else {
+                return missing(Missing::NotRam);
+            };
+            let offset = match range.target {
+                Backing::Data(offset) => offset,
+                Backing::Filtered => return missing(Missing::Filtered),
+                Backing::Truncated => return missing(Missing::Truncated),
+            };
+            let n = range.len.min(buf.len() as u64);
+            let (head, rest) = buf.split_at_mut(n as usize);
+            image.read_at(offset, head).map_err(|e| match e {
+                ImageError::Absent(_) => ReadError::Missing {
+                    addr,
+                    why: Missing::Truncated,
+                },
+                ImageError::Io(e) => ReadError::Io {
+                    addr,
+                    offset,
+                    source: e.into(),
+                },
+            })?;
+            addr += n;
+            buf = rest;
+        }
+        Ok(())
+    }
+
+    /// A page of which a part is missing is missing.
+    pub fn page_state(&self, pfn: u64) -> PageState {
+        let Some(start) = pfn
+            .checked_mul(PAGE_SIZE)
+            .filter(|&start| start < self.ranges.end())
+        else {
+            return PageState::Missing(Missing::NotRam);
+        };
+        let mut at = start;
+        let mut state = PageState::Present;
+        for range in self.ranges.within(start, start + PAGE_SIZE) {
+            if range.start != at {
+                break;
+            }
+            at = range.end();
+            match range.target {
+                Backing::Data(_) => {}
+                Backing::Filtered => state = PageState::Missing(Missing::Filtered),
+                Backing::Truncated => state = PageState::Missing(Missing::Truncated),
+            }
+        }
+        match at == start + PAGE_SIZE {
+            true => state,
+            // makedumpfile does not regard such a page as memory either.
+            false => PageState::Missing(Missing::NotRam),
+        }
+    }
+
+    pub fn page_counts(&self) -> PageCounts {
+        let mut counts = PageCounts::default();
+        let mut next = 0;
+        for range in self.ranges.iter() {
+            let (first, last) = (range.start.div_ceil(PAGE_SIZE), range.end() / PAGE_SIZE);
+            let state = match range.target {
+                Backing::Data(_) => PageState::Present,
+                Backing::Filtered => PageState::Missing(Missing::Filtered),
+                Backing::Truncated => PageState::Missing(Missing::Truncated),
+            };
+            // A page that this range shares with others, at its begin or its end.
+            if range.start % PAGE_SIZE != 0 && first > next {
+                counts.add(self.page_state(first - 1), 1);
+                next = first;
+            }
+            counts.add(state, last.saturating_sub(first.max(next)));
+            next = next.max(last);
+            if range.end() % PAGE_SIZE != 0 && last >= next {
+                counts.add(self.page_state(last), 1);
+                next = last + 1;
+            }
+        }
+        let known = counts.present + counts.filtered + counts.truncated;
+        counts.not_ram = self.max_pfn() - known;
+        counts
+    }
+
+    pub fn is_truncated(&self) -> bool {
+        self.ranges
+            .iter()
+            .any(|range| range.target == Backing::Truncated)
+    }
+}
+
+/// A `PT_LOAD` segment whose numbers do not overflow.
+struct Load {
+    addr: u64,
+    file_size: u64,
+    mem_size: u64,
+    offset: u64,
+    /// Where its header stands.
+    at: u64,
+}
+
+impl Load {
+    fn new(segment: &ProgramHeader, at: u64) -> Result<Load, Refusal> {
+        let mem_size = segment.p_memsz.max(segment.p_filesz);
+        if segment.p_paddr == u64::MAX {
+            return Err(kcore());
+        }
+        if segment
+            .p_paddr
+            .checked_add(mem_size)
+            .is_none_or(|end| end > MAX_PHYSICAL)
+        {
+            return Err(Refusal::damaged(
+                PHDR,
+                "p_paddr",
+                at,
+                format!(
+                    "is {:#x} with {mem_size:#x} bytes, beyond the 52 bits of physical addresses",
+                    segment.p_paddr
+                ),
+            ));
+        }
+        if segment.p_offset.checked_add(segment.p_filesz).is_none() {
+            return Err(Refusal::damaged(
+                PHDR,
+                "p_offset",
+                at,
+                "wraps around with p_filesz",
+            ));
+        }
+        Ok(Load {
+            addr: segment.p_paddr,
+            file_size: segment.p_filesz,
+            mem_size,
+            offset: segment.p_offset,
+            at,
+        })
+    }
+}
+
+/// One chunk of the segment table at a time, so that a table of millions costs no memory.
+fn for_each_segment(
+    image: &Image,
+    table: u64,
+    count: u64,
+    mut each: impl FnMut(ProgramHeader, u64) -> Result<(), Refusal>,
+) -> Result<(), Refusal> {
+    const CHUNK: u64 = 1024;
+    let ctx = Ctx::new(Container::Big, goblin::container::Endian::Little);
+    let size = ProgramHeader::size(ctx) as u64;
+    let mut bytes = vec![0; (CHUNK.min(count) * size) as usize];
+    let mut done = 0;
+    while done < count {
+        let n = CHUNK.min(count - done);
+        let at = table + done * size;
+        let bytes = &mut bytes[..(n * size) as usize];
+        image
+            .read_at(at, bytes)
+            .map_err(|e| Refusal::unreadable(PHDR, at, e))?;
+        let segments = ProgramHeader::parse(bytes, 0, n as usize, ctx)
+            .map_err(|e| Refusal::damaged(PHDR, "(all)", at, format!("cannot be read: {e}")))?;
+        for (i, segment) in segments.into_iter().enumerate() {
+            each(segment, at + i as u64 * size)?;
+        }
+        done += n;
+    }
+    Ok(())
+}
+
+fn read_header(image: &Image) -> Result<header64::Header, Refusal> {
+    let mut bytes = [0u8; header64::SIZEOF_EHDR];
+    image
+        .read_at(0, &mut bytes)
+        .map_err(|e| Refusal::unreadable(EHDR, 0, e))?;
+    let hint = "dumps of 64-bit x86 Linux are read (docs/dump-formats.md)";
+    match bytes[header::EI_CLASS] {
+        header::ELFCLASS64 => {}
+        header::ELFCLASS32 => return Err(Refusal::unsupported("a 32-bit ELF file", hint)),
+        other => {
+            return Err(Refusal::damaged(
+                EHDR,
+                "e_ident[EI_CLASS]",
+                4,
+                format!("is {other}, not 1 or 2"),
+            ));
+        }
+    }
+    let machine_at = [bytes[18], bytes[19]];
+    if bytes[header::EI_DATA] == header::ELFDATA2MSB {
+        let machine = header::machine_to_str(u16::from_be_bytes(machine_at));
+        return Err(Refusal::unsupported(
+            format!("a big-endian ELF file ({machine})"),
+            hint,
+        ));
+    }
+    let machine = u16::from_le_bytes(machine_at);
+    if machine != header::EM_X86_64 {
+        let name = header::machine_to_str(machine);
+        return Err(Refusal::unsupported(
+            format!("an ELF file of another architecture ({name})"),
+            hint,
+        ));
+    }
+    let header = header64::Header::parse(&bytes)
+        .map_err(|e| Refusal::damaged(EHDR, "(all)", 0, format!("cannot be read: {e}")))?;
+    if header.e_type != header::ET_CORE {
+        return Err(Refusal::not_a_dump(
+            format!(
+                "it is an ELF file of type {}, not a core",
+                header::et_to_str(header.e_type)
+            ),
+            "name the dump, not the kernel or a program",
+        ));
+    }
+    if header.e_phnum > 0
+        && usize::from(header.e_phentsize)
+            != goblin::elf::program_header::program_header64::SIZEOF_PHDR
+    {
+        let problem = format!("is {}, not 56", header.e_phentsize);
+        return Err(Refusal::damaged(EHDR, "e_phentsize", 54, problem));
+    }
+    Ok(header)
+}
+
+/// The number of segments, checked against the file's length.
+fn count_segments(image: &Image, header: &header64::Header) -> Result<u64, Refusal> {
+    let (count, field) = if header.e_phnum == PN_XNUM {
+        let mut section = [0u8; goblin::elf::section_header::section_header64::SIZEOF_SHDR];
+        image
+            .read_at(header.e_shoff, &mut section)
+            .map_err(|e| Refusal::unreadable("Elf64_Shdr", header.e_shoff, e))?;
+        let info = &section[SH_INFO..SH_INFO + 4];
+        (
+            u64::from(u32::from_le_bytes([info[0], info[1], info[2], info[3]])),
+            "sh_info (PN_XNUM)",
+        )
+    } else {
+        (u64::from(header.e_phnum), "e_phnum")
+    };
+    if count == 0 {
+        if header.e_shnum > 0 {
+            // `xl dump-core`: everything is in sections such as .xen_pages.
+            return Err(Refusal::unsupported(
+                "a Xen guest's core (sections without segments)",
+                "dumps of Linux on real hardware or under KVM are read",
+            ));
+        }
+        return Err(Refusal::damaged(
+            EHDR,
+            "e_phnum",
+            56,
+            "is 0: there is no memory in this dump (its header was never finished?)",
+        ));
+    }
+    if count > MAX_EXTENTS as u64 {
+        return Err(Refusal::damaged(
+            EHDR,
+            field,
+            0,
+            format!("is {count}, more than any dump has"),
+        ));
+    }
+    let size = goblin::elf::program_header::program_header64::SIZEOF_PHDR as u64;
+    let fits = header
+        .e_phoff
+        .checked_add(count * size)
+        .is_some_and(|end| end <= image.len());
+    if !fits {
+        return Err(Refusal::damaged(
+            EHDR,
+            field,
+            0,
+            format!(
+                "is {count}: a table of {} bytes at {:#x} does not fit into the file of {} bytes (cut short?)",
+                count * size,
+                header.e_phoff,
+                image.len()
+            ),
+        ));
+    }
+    Ok(count)
+}
+
+fn read_notes(image: &Image, segment: &ProgramHeader, notes: &mut Vec<u8>) -> Result<(), Refusal> {
+    if segment.p_filesz > MAX_NOTES_SIZE - notes.len() as u64 {
+        let problem = format!(
+            "is {} for notes, more than any machine leaves",
+            segment.p_filesz
+        );
+        return Err(Refusal::damaged(
+            PHDR,
+            "p_filesz",
+            segment.p_offset,
+            problem,
+        ));
+    }
+    // What a cut file still has of its notes is read.
+    for (offset, len) in image
+        .readable(segment.p_offset, segment.p_filesz)
+        .into_iter()
+        .take(1)
+    {
+        if offset == segment.p_offset {
+            let start = notes.len();
+            notes.resize(start + len as usize, 0);
+            image
+                .read_at(offset, &mut notes[start..])
+                .map_err(|e| Refusal::unreadable("PT_NOTE", offset, e))?;
+        }
+    }
+    Ok(())
+}
+
+fn kcore() -> Refusal {
+    Refusal::unsupported(
+        "the memory of a live kernel (/proc/kcore)",
+        "guests of a live host are moved by their own VMM; name a crash dump",
+    )
+}
+
+/// ELF cores for x86-64 that are not the memory of a dead Linux machine.
+fn refuse_other_cores(
+    header: &header64::Header,
+    notes: &Notes,
+    loads: &[Load],
+) -> Result<(), Refusal> {
+    if notes.kcore {
+        return Err(kcore());
+    }
+    if notes.xen {
+        return Err(Refusal::unsupported(
+            "a dump of a machine under Xen",
+            "dumps of Linux on real hardware or under KVM are read",
+        ));
+    }
+    if notes.process {
+        return Err(Refusal::not_a_dump(
+            "it is the core of one process, not of a machine",
+            "name the dump that kdump saved, often under /var/crash",
+        ));
+    }
+    if loads.is_empty() {
+        return Err(Refusal::damaged(
+            PHDR,
+            "p_type",
+            header.e_phoff,
+            "is PT_LOAD nowhere: there is no memory in this dump",
+        ));
+    }
+    Ok(())
+}
+
+/// Data over truncated over filtered: /proc/vmcore lists the kernel's text twice, and makedumpfile
+/// -E may leave a page out of the one and keep it in the other.
+fn map_loads(image: &Image, loads: &[Load]) -> Result<ExtentMap<Backing>, Refusal> {
+    let mut ranges = Builder::new();
+    let mut push = |load: &Load, start, len, backing| {
+        ranges.push(start, len, backing).map_err(|e| match e {
+            BuildError::Wraps => Refusal::damaged(PHDR, "p_paddr", load.at, "wraps around"),
+            BuildError::TooMany => too_many(load.at),
+        })
+    };
+    for load in loads {
+        push(
+            load,
+            load.addr + load.file_size,
+            load.mem_size - load.file_size,
+            Backing::Filtered,
+        )?;
+    }
+    for load in loads {
+        if !image.has(load.offset, load.file_size) {
+            push(load, load.addr, load.file_size, Backing::Truncated)?;
+        }
+    }
+    for load in loads {
+        for (offset, len) in image.readable(load.offset, load.file_size) {
+            push(
+                load,
+                load.addr + (offset - load.offset),
+                len,
+                Backing::Data(offset),
+            )?;
+        }
+    }
+    ranges.finish().map_err(|_| too_many(0))
+}
+
+fn too_many(at: u64) -> Refusal {
+    Refusal::damaged(
+        PHDR,
+        "p_paddr",
+        at,
+        "cuts memory into more ranges than any dump has",
+    )
+}
+
+impl PageCounts {
+    fn add(&mut self, state: PageState, pages: u64) {
+        match state {
+            PageState::Present => self.present += pages,
+            PageState::Missing(Missing::Filtered) => self.filtered += pages,
+            PageState::Missing(Missing::NotRam) => {}
+            PageState::Missing(Missing::Truncated) => self.truncated += pages,
+        }
+    }
+}

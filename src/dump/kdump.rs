@@ -1,0 +1,516 @@
+//! kdump-compressed dumps: makedumpfile -c/-l/-p/-z and QEMU's kdump-zlib and kin.
+//!
+//! In blocks of 4096 bytes: header, sub-header, bitmap of the pages that are memory, bitmap of the
+//! pages that are in the dump, then one descriptor for each of the latter in their order, then the
+//! pages' data. The bitmaps and descriptors stay in the file: a rank (the number of pages before)
+//! is kept for each 512 bytes of bitmap, so the index of a 1 TiB dump takes 512 KiB of memory.
+//!
+//! makedumpfile diskdump_mod.h and IMPLEMENTATION; QEMU include/sysemu/dump.h.
+
+use super::codec::Codec;
+use super::image::{Image, ImageError};
+use super::notes::{MAX_NOTES_SIZE, Notes, vmcoreinfo_text};
+use super::page_cache::PageCache;
+use super::refusal::Refusal;
+use super::{Missing, PAGE_SIZE, PageCounts, PageState, ReadError};
+
+const PAGE: usize = PAGE_SIZE as usize;
+/// Bytes of bitmap that share a rank.
+const STRIDE: usize = 512;
+/// Page frames that share a rank: 16 MiB of memory.
+const PFNS_PER_STRIDE: u64 = STRIDE as u64 * 8;
+/// 128 TiB of memory, twice what a 4-level kernel can have; bounds the index at 64 MiB.
+const MAX_PFNS: u64 = 1 << 35;
+/// `page_desc`: offset u64, size u32, flags u32, page_flags u64.
+const DESC_SIZE: u64 = 24;
+/// `DUMP_DH_COMPRESSED_INCOMPLETE` in `disk_dump_header.status`: makedumpfile ran out of space.
+const STATUS_INCOMPLETE: u32 = 0x8;
+/// The newest version that is known. makedumpfile 1.5.9 brought it, with 64-bit page frame numbers.
+const NEWEST_VERSION: i32 = 6;
+
+const HEADER: &str = "disk_dump_header";
+const SUB_HEADER: &str = "kdump_sub_header";
+
+/// What the two headers say, as far as it is used.
+#[derive(Debug)]
+pub(super) struct Headers {
+    pub status: u32,
+    pub dump_level: Option<u32>,
+    bitmap: u64,
+    bitmap_blocks: u64,
+    max_pfn: u64,
+    vmcoreinfo: (u64, u64),
+    notes: (u64, u64),
+}
+
+/// The memory of a kdump-compressed dump.
+#[derive(Debug)]
+pub(super) struct KdumpMemory {
+    /// Where the first and the second bitmap and the descriptors stand.
+    ram_bitmap: u64,
+    dumped_bitmap: u64,
+    descriptors: u64,
+    max_pfn: u64,
+    /// For each stride of the second bitmap, the number of pages in the strides before it.
+    ranks: Vec<u64>,
+    /// Pages in the second bitmap, and pages in the first alone.
+    dumped: u64,
+    filtered: u64,
+    /// Blocks of bitmaps and descriptors, by their number in the file.
+    blocks: PageCache,
+}
+
+/// A page's descriptor, checked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Stored {
+    pub offset: u64,
+    pub size: usize,
+    pub codec: Codec,
+}
+
+impl KdumpMemory {
+    pub fn open(image: &Image) -> Result<(KdumpMemory, Headers, Notes), Refusal> {
+        let headers = Headers::read(image)?;
+        let mut notes = Notes::parse(&read_area(image, headers.notes, "offset_note")?);
+        if notes.xen {
+            return Err(Refusal::unsupported(
+                "a dump of a machine under Xen",
+                "dumps of Linux on real hardware or under KVM are read",
+            ));
+        }
+        if headers.vmcoreinfo.1 > 0 {
+            let text = read_area(image, headers.vmcoreinfo, "offset_vmcoreinfo")?;
+            notes.vmcoreinfo = Some(vmcoreinfo_text(&text)).filter(|text| !text.is_empty());
+        }
+        if let Some(codec) = headers.codec().filter(|codec| !codec.is_supported()) {
+            return Err(Refusal::unsupported(
+                format!("a kdump-compressed dump with {} pages", codec.name()),
+                "re-pack it with zlib: makedumpfile -c DUMP NEW, where makedumpfile knows that compression",
+            ));
+        }
+        let half = headers.bitmap_blocks / 2 * PAGE_SIZE;
+        let mut memory = KdumpMemory {
+            ram_bitmap: headers.bitmap,
+            dumped_bitmap: headers.bitmap + half,
+            descriptors: headers.bitmap + 2 * half,
+            max_pfn: headers.max_pfn,
+            ranks: Vec::new(),
+            dumped: 0,
+            filtered: 0,
+            blocks: PageCache::new(6),
+        };
+        memory.rank(image)?;
+        Ok((memory, headers, notes))
+    }
+
+    /// Goes over both bitmaps once.
+    fn rank(&mut self, image: &Image) -> Result<(), Refusal> {
+        const CHUNK: usize = 64 << 10;
+        self.ranks
+            .reserve_exact(self.max_pfn.div_ceil(PFNS_PER_STRIDE) as usize);
+        let (mut ram, mut dumped) = (vec![0u8; CHUNK], vec![0u8; CHUNK]);
+        let len = self.max_pfn.div_ceil(8).next_multiple_of(PAGE_SIZE);
+        for start in (0..len).step_by(CHUNK) {
+            let n = (len - start).min(CHUNK as u64) as usize;
+            for (bitmap, bytes) in [
+                (self.ram_bitmap, &mut ram),
+                (self.dumped_bitmap, &mut dumped),
+            ] {
+                let at = bitmap + start;
+                image
+                    .read_at(at, &mut bytes[..n])
+                    .map_err(|e| Refusal::unreadable("bitmap", at, e))?;
+            }
+            let pfns = self.max_pfn - start * 8;
+            for (index, (ram, dumped)) in words(&ram).zip(words(&dumped)).enumerate() {
+                if index % (STRIDE / 8) == 0 {
+                    self.ranks.push(self.dumped);
+                }
+                let mask = match pfns.saturating_sub(index as u64 * 64) {
+                    0 => break,
+                    pfns @ 1..64 => (1 << pfns) - 1,
+                    _ => u64::MAX,
+                };
+                self.dumped += u64::from((dumped & mask).count_ones());
+                self.filtered += u64::from((ram & !dumped & mask).count_ones());
+            }
+        }
+        Ok(())
+    }
+
+    pub fn max_pfn(&self) -> u64 {
+        self.max_pfn
+    }
+
+    pub fn page_state(&self, image: &Image, pfn: u64) -> PageState {
+        match self.locate(image, &mut Rank::default(), pfn) {
+            Err(ReadError::Missing { why, .. }) => PageState::Missing(why),
+            // Damaged pages are there; what is wrong is said on reading them.
+            _ => PageState::Present,
+        }
+    }
+
+    /// Where a page stands in the file. `rank` speeds up asking for one page after another.
+    pub fn locate(&self, image: &Image, rank: &mut Rank, pfn: u64) -> Result<Stored, ReadError> {
+        let addr = pfn.saturating_mul(PAGE_SIZE);
+        let missing = |why| Err(ReadError::Missing { addr, why });
+        if pfn >= self.max_pfn {
+            return missing(Missing::NotRam);
+        }
+        let stride = pfn / PFNS_PER_STRIDE;
+        let (word, bit) = ((pfn % PFNS_PER_STRIDE / 64) as usize, pfn % 64);
+        if rank.stride != Some(stride) {
+            rank.stride = None;
+            let at = self.dumped_bitmap + stride * STRIDE as u64;
+            self.read_small(image, at, &mut rank.bits)
+                .map_err(|e| read_error(addr, at, e))?;
+            rank.stride = Some(stride);
+            rank.word = 0;
+            rank.before = self.ranks[stride as usize];
+        }
+        let here = rank.word(word);
+        if here >> bit & 1 == 0 {
+            let at = self.ram_bitmap + pfn / 8;
+            let mut byte = [0];
+            self.read_small(image, at, &mut byte)
+                .map_err(|e| read_error(addr, at, e))?;
+            return missing(if byte[0] >> (pfn % 8) & 1 == 1 {
+                Missing::Filtered
+            } else {
+                Missing::NotRam
+            });
+        }
+        let index = rank.before_word(word) + u64::from((here & ((1 << bit) - 1)).count_ones());
+        let at = self.descriptors + index * DESC_SIZE;
+        let mut desc = [0; DESC_SIZE as usize];
+        self.read_small(image, at, &mut desc)
+            .map_err(|e| read_error(addr, at, e))?;
+        self.check(image, addr, at, &desc)
+    }
+
+    fn check(&self, image: &Image, addr: u64, at: u64, desc: &[u8]) -> Result<Stored, ReadError> {
+        let (offset, size, flags) = (u64_at(desc, 0), u32_at(desc, 8), u32_at(desc, 12));
+        let corrupt = |what| {
+            Err(ReadError::Corrupt {
+                addr,
+                offset: at,
+                what,
+            })
+        };
+        if desc.iter().all(|&b| b == 0) {
+            // A page that makedumpfile had no space for, or lost before it reached the disk.
+            return Err(ReadError::Missing {
+                addr,
+                why: Missing::Truncated,
+            });
+        }
+        let Some(codec) = Codec::from_flags(flags) else {
+            return corrupt(format!(
+                "page_desc.flags {flags:#x} name no known compression"
+            ));
+        };
+        if size == 0 || u64::from(size) > PAGE_SIZE {
+            return corrupt(format!("page_desc.size is {size}, not 1 to {PAGE_SIZE}"));
+        }
+        if offset < self.descriptors + self.dumped * DESC_SIZE {
+            return corrupt(format!(
+                "page_desc.offset {offset:#x} lies before the pages' data"
+            ));
+        }
+        if !image.has(offset, u64::from(size)) {
+            return Err(ReadError::Missing {
+                addr,
+                why: Missing::Truncated,
+            });
+        }
+        Ok(Stored {
+            offset,
+            size: size as usize,
+            codec,
+        })
+    }
+
+    /// Reads a few bytes of bitmap or descriptors through the cache; may cross blocks.
+    fn read_small(&self, image: &Image, mut at: u64, mut buf: &mut [u8]) -> Result<(), ImageError> {
+        let mut block = [0u8; PAGE];
+        while !buf.is_empty() {
+            let inside = (at % PAGE_SIZE) as usize;
+            let n = buf.len().min(PAGE - inside);
+            let (head, rest) = buf.split_at_mut(n);
+            if !self.blocks.get(at / PAGE_SIZE, inside, head) {
+                let start = at - inside as u64;
+                match image.read_at(start, &mut block) {
+                    Ok(()) => {
+                        self.blocks.put(at / PAGE_SIZE, &block);
+                        head.copy_from_slice(&block[inside..inside + n]);
+                    }
+                    // The last block of the file is not whole.
+                    Err(ImageError::Absent(_)) => image.read_at(at, head)?,
+                    Err(e) => return Err(e),
+                }
+            }
+            at += n as u64;
+            buf = rest;
+        }
+        Ok(())
+    }
+
+    /// Whether pages at the end are beyond the end of the file.
+    pub fn is_truncated(&self, image: &Image) -> bool {
+        self.count_truncated(image, 0) > 0
+    }
+
+    pub fn page_counts(&self, image: &Image) -> PageCounts {
+        let truncated = self.count_truncated(image, u64::MAX);
+        PageCounts {
+            present: self.dumped - truncated,
+            filtered: self.filtered,
+            not_ram: self.max_pfn - self.dumped - self.filtered,
+            truncated,
+        }
+    }
+
+    /// Counts pages beyond the end of the file, until there are more than `enough`.
+    ///
+    /// Data stand in the order of the pages (but for the one page that all zero pages share), so
+    /// what a cut takes away is at the end: descriptors are gone over from the last backwards until
+    /// a chunk of them is whole and has data of its own.
+    fn count_truncated(&self, image: &Image, enough: u64) -> u64 {
+        const CHUNK: u64 = 4096;
+        let mut bytes = vec![0; (CHUNK * DESC_SIZE) as usize];
+        let (mut end, mut truncated) = (self.dumped, 0);
+        while end > 0 && truncated <= enough {
+            let start = end.saturating_sub(CHUNK);
+            let at = self.descriptors + start * DESC_SIZE;
+            let bytes = &mut bytes[..((end - start) * DESC_SIZE) as usize];
+            // Descriptors that are gone stay zero, and count as truncated.
+            bytes.fill(0);
+            for (offset, len) in image.readable(at, bytes.len() as u64) {
+                let inside = (offset - at) as usize;
+                if image
+                    .read_at(offset, &mut bytes[inside..inside + len as usize])
+                    .is_err()
+                {
+                    bytes[inside..inside + len as usize].fill(0);
+                }
+            }
+            let before = truncated;
+            let mut offsets = (u64::MAX, 0);
+            for desc in bytes.chunks_exact(DESC_SIZE as usize) {
+                if let Err(ReadError::Missing { .. }) = self.check(image, 0, 0, desc) {
+                    truncated += 1;
+                }
+                let offset = u64_at(desc, 0);
+                offsets = (offsets.0.min(offset), offsets.1.max(offset));
+            }
+            if truncated == before && offsets.0 < offsets.1 {
+                break;
+            }
+            end = start;
+        }
+        truncated
+    }
+}
+
+/// A stride of the second bitmap, and how many pages are before a word in it. For pages asked for
+/// in ascending order, as guest memory mostly is, the counting goes on where it stopped.
+pub(super) struct Rank {
+    stride: Option<u64>,
+    bits: [u8; STRIDE],
+    /// Pages before `word`, from the begin of the dump.
+    before: u64,
+    word: usize,
+}
+
+impl Default for Rank {
+    fn default() -> Self {
+        Rank {
+            stride: None,
+            bits: [0; STRIDE],
+            before: 0,
+            word: 0,
+        }
+    }
+}
+
+impl Rank {
+    fn word(&self, word: usize) -> u64 {
+        u64_at(&self.bits, word * 8)
+    }
+
+    fn before_word(&mut self, word: usize) -> u64 {
+        let ones = |words: &[u8]| {
+            self::words(words)
+                .map(|w| u64::from(w.count_ones()))
+                .sum::<u64>()
+        };
+        if word >= self.word {
+            self.before += ones(&self.bits[self.word * 8..word * 8]);
+        } else {
+            self.before -= ones(&self.bits[word * 8..self.word * 8]);
+        }
+        self.word = word;
+        self.before
+    }
+}
+
+impl Headers {
+    fn read(image: &Image) -> Result<Headers, Refusal> {
+        // `disk_dump_header` up to `nr_cpus`, 464 bytes of the first block.
+        let mut header = [0u8; 464];
+        image
+            .read_padded(0, &mut header)
+            .map_err(|e| Refusal::unreadable(HEADER, 0, e))?;
+        // utsname.machine, the fifth of six strings of 65 bytes.
+        let machine = header[272..337]
+            .split(|&b| b == 0)
+            .next()
+            .unwrap_or_default();
+        if machine != b"x86_64" && !machine.is_empty() {
+            return Err(Refusal::unsupported(
+                format!(
+                    "a kdump of another architecture ({})",
+                    String::from_utf8_lossy(machine).escape_debug()
+                ),
+                "dumps of 64-bit x86 Linux are read (docs/dump-formats.md)",
+            ));
+        }
+        let version = u32_at(&header, 8).cast_signed();
+        if version > NEWEST_VERSION && version < 0x100 {
+            return Err(Refusal::unsupported(
+                format!("a kdump-compressed dump with header version {version}"),
+                "versions 1 to 6 are known; `makedumpfile` of the crashed host's distribution can convert it",
+            ));
+        }
+        if !(1..=NEWEST_VERSION).contains(&version) {
+            return Err(Refusal::damaged(
+                HEADER,
+                "header_version",
+                8,
+                format!("is {version}, not 1 to 6"),
+            ));
+        }
+        let block_size = u32_at(&header, 428);
+        if u64::from(block_size) != PAGE_SIZE {
+            let problem = format!("is {block_size}; x86-64 has pages of {PAGE_SIZE} bytes");
+            return Err(Refusal::damaged(HEADER, "block_size", 428, problem));
+        }
+        let sub_blocks = u64::from(u32_at(&header, 432));
+        if sub_blocks == 0 {
+            return Err(Refusal::damaged(
+                HEADER,
+                "sub_hdr_size",
+                432,
+                "is 0, so there is no sub-header",
+            ));
+        }
+        let bitmap = (1 + sub_blocks) * PAGE_SIZE;
+        let bitmap_blocks = u64::from(u32_at(&header, 436));
+
+        let mut sub = [0u8; 104];
+        image
+            .read_padded(PAGE_SIZE, &mut sub)
+            .map_err(|e| Refusal::unreadable(SUB_HEADER, PAGE_SIZE, e))?;
+        if version >= 2 && u32_at(&sub, 12) != 0 {
+            return Err(Refusal::unsupported(
+                "one part of a split dump",
+                "put the parts together first: makedumpfile --reassemble PART… DUMP",
+            ));
+        }
+        let since = |since: i32, at: usize| {
+            if version >= since {
+                u64_at(&sub, at)
+            } else {
+                0
+            }
+        };
+        let max_pfn = match version {
+            6.. => u64_at(&sub, 96),
+            _ => u64::from(u32_at(&header, 440)),
+        };
+        if max_pfn == 0 || max_pfn > MAX_PFNS {
+            let problem = format!("is {max_pfn} pages, not 1 to {MAX_PFNS}");
+            return Err(Refusal::damaged(
+                SUB_HEADER,
+                "max_mapnr",
+                PAGE_SIZE,
+                problem,
+            ));
+        }
+        if bitmap_blocks % 2 != 0 || bitmap_blocks / 2 * PAGE_SIZE * 8 < max_pfn {
+            let problem =
+                format!("is {bitmap_blocks}, too few or odd for two bitmaps of {max_pfn} pages");
+            return Err(Refusal::damaged(HEADER, "bitmap_blocks", 436, problem));
+        }
+        Ok(Headers {
+            status: u32_at(&header, 424),
+            dump_level: Some(u32_at(&sub, 8)),
+            bitmap,
+            bitmap_blocks,
+            max_pfn,
+            vmcoreinfo: (since(3, 32), since(3, 40)),
+            notes: (since(4, 48), since(4, 56)),
+        })
+    }
+
+    /// What the header says of the compression; single pages may differ.
+    pub fn codec(&self) -> Option<Codec> {
+        Codec::from_flags(self.status & !STATUS_INCOMPLETE)
+    }
+
+    pub fn is_incomplete(&self) -> bool {
+        self.status & STATUS_INCOMPLETE != 0
+    }
+}
+
+/// An area that the sub-header points to; what is beyond the end of the file is not there.
+fn read_area(
+    image: &Image,
+    (offset, size): (u64, u64),
+    field: &'static str,
+) -> Result<Vec<u8>, Refusal> {
+    if size > MAX_NOTES_SIZE {
+        let problem = format!("names {size} bytes, more than any machine leaves");
+        return Err(Refusal::damaged(SUB_HEADER, field, PAGE_SIZE, problem));
+    }
+    match image.readable(offset, size).first() {
+        Some(&(at, len)) if at == offset => {
+            let mut bytes = vec![0; len as usize];
+            image
+                .read_at(offset, &mut bytes)
+                .map_err(|e| Refusal::unreadable("notes", offset, e))?;
+            Ok(bytes)
+        }
+        _ => Ok(Vec::new()),
+    }
+}
+
+fn read_error(addr: u64, offset: u64, error: ImageError) -> ReadError {
+    match error {
+        ImageError::Absent(_) => ReadError::Missing {
+            addr,
+            why: Missing::Truncated,
+        },
+        ImageError::Io(e) => ReadError::Io {
+            addr,
+            offset,
+            source: e.into(),
+        },
+    }
+}
+
+fn words(bytes: &[u8]) -> impl Iterator<Item = u64> + '_ {
+    bytes.chunks_exact(8).map(|word| u64_at(word, 0))
+}
+
+fn u64_at(bytes: &[u8], at: usize) -> u64 {
+    let mut word = [0; 8];
+    word.copy_from_slice(&bytes[at..at + 8]);
+    u64::from_le_bytes(word)
+}
+
+fn u32_at(bytes: &[u8], at: usize) -> u32 {
+    let mut word = [0; 4];
+    word.copy_from_slice(&bytes[at..at + 4]);
+    u32::from_le_bytes(word)
+}

@@ -1,0 +1,108 @@
+//! Why a format's reader does not take a file, before the file's name is put to it.
+
+use std::io;
+use std::path::Path;
+
+use super::error::OpenError;
+use super::image::{FlatError, ImageError};
+
+#[derive(Debug)]
+pub(super) enum Refusal {
+    Io(io::Error),
+    NotADump {
+        what: String,
+        hint: &'static str,
+    },
+    Unsupported {
+        what: String,
+        hint: &'static str,
+    },
+    Damaged {
+        structure: &'static str,
+        field: &'static str,
+        offset: u64,
+        problem: String,
+    },
+}
+
+impl Refusal {
+    pub fn damaged(
+        structure: &'static str,
+        field: &'static str,
+        offset: u64,
+        problem: impl Into<String>,
+    ) -> Refusal {
+        Refusal::Damaged {
+            structure,
+            field,
+            offset,
+            problem: problem.into(),
+        }
+    }
+
+    pub fn unsupported(what: impl Into<String>, hint: &'static str) -> Refusal {
+        Refusal::Unsupported {
+            what: what.into(),
+            hint,
+        }
+    }
+
+    pub fn not_a_dump(what: impl Into<String>, hint: &'static str) -> Refusal {
+        Refusal::NotADump {
+            what: what.into(),
+            hint,
+        }
+    }
+
+    /// For a read of `structure` that did not succeed.
+    pub fn unreadable(structure: &'static str, offset: u64, error: ImageError) -> Refusal {
+        match error {
+            ImageError::Io(e) => Refusal::Io(e),
+            ImageError::Absent(at) => Refusal::damaged(
+                structure,
+                "(all)",
+                offset,
+                format!("is not all there: the file ends at {at:#x} (cut short?)"),
+            ),
+        }
+    }
+
+    pub fn at(self, path: &Path) -> OpenError {
+        let path = path.to_path_buf();
+        match self {
+            Refusal::Io(source) => OpenError::Io { path, source },
+            Refusal::NotADump { what, hint } => OpenError::NotADump { path, what, hint },
+            Refusal::Unsupported { what, hint } => OpenError::Unsupported { path, what, hint },
+            Refusal::Damaged {
+                structure,
+                field,
+                offset,
+                problem,
+            } => OpenError::Damaged {
+                path,
+                structure,
+                field,
+                offset,
+                problem,
+            },
+        }
+    }
+}
+
+impl From<FlatError> for Refusal {
+    fn from(error: FlatError) -> Refusal {
+        match error {
+            FlatError::Io(e) => Refusal::Io(e),
+            FlatError::Version { kind, version } => Refusal::unsupported(
+                format!("a flattened dump of type {kind}, version {version}"),
+                "only type 1, version 1 is known; unfold it with `makedumpfile -R`",
+            ),
+            FlatError::Block { at, problem } => Refusal::damaged(
+                "makedumpfile_data_header",
+                "offset, buf_size",
+                at,
+                format!("is {problem}"),
+            ),
+        }
+    }
+}
