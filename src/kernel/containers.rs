@@ -1,36 +1,10 @@
-//! The kernel's containers. (Stub; being filled.)
-#![allow(unused_variables, missing_docs)]
-use super::{KernelError, Object, no};
-pub fn list<'k>(head: &Object<'k>, ty: &str, member: &str) -> Result<Vec<Object<'k>>, KernelError> {
-    no()
-}
-pub fn hlist<'k>(
-    head: &Object<'k>,
-    ty: &str,
-    member: &str,
-) -> Result<Vec<Object<'k>>, KernelError> {
-    no()
-}
-pub fn llist<'k>(
-    head: &Object<'k>,
-    ty: &str,
-    member: &str,
-) -> Result<Vec<Object<'k>>, KernelError> {
-    no()
-}
-pub fn rbtree<'k>(
-    root: &Object<'k>,
-    ty: &str,
-    member: &str,
-) -> Result<Vec<Object<'k>>, KernelError> {
-    no()
-}
-pub fn xarray(xa: &Object<'_>) -> Result<Vec<(u64, u64)>, KernelError> {
-    no()
-}
-pub fn idr(idr: &Object<'_>) -> Result<Vec<(u64, u64)>, KernelError> {
-    no()
-}
-pub fn maple_tree(mt: &Object<'_>) -> Result<Vec<(u64, u64, u64)>, KernelError> {
-    no()
-}
+//! The kernel's lists and trees.
+//!
+//! Each walker ends, whatever is in the dump: a list that runs in a circle, and a tree whose child
+//! does not know its parent, is an error. What was being changed at the moment of the crash may so
+//! be an error too; nothing is left out in silence.
+
+pub use super::list::{hlist, hlist_nulls, list, llist};
+pub use super::maple::maple_tree;
+pub use super::rbtree::rbtree;
+pub use super::xarray::{idr, xarray};

@@ -1,72 +1,294 @@
-//! User page tables. (Stub; being filled.)
-#![allow(unused_variables, dead_code, missing_docs)]
-use super::{Kernel, KernelError, no};
+//! A process's page tables. x86-64, 4- and 5-level paging, large pages.
+//!
+//! Linux arch/x86/include/asm/pgtable_types.h (bits), pgtable-invert.h (the inversion that keeps
+//! entries which are not present from pointing at memory), pgtable_64.h (swap entries).
+
 use std::ops::ControlFlow;
+use std::sync::Arc;
+
+use super::address::{LARGE, PRESENT, levels};
+use super::{Kernel, KernelError};
+use crate::dump::PAGE_SIZE;
+
+const WRITABLE: u64 = 1 << 1;
+const USER: u64 = 1 << 2;
+const ACCESSED: u64 = 1 << 5;
+const DIRTY: u64 = 1 << 6;
+/// Software: with PRESENT clear, the page is there but must not be touched (mprotect, NUMA hints).
+const PROTNONE: u64 = 1 << 8;
+/// Software: nothing stands behind it that `struct page` counts (`pte_special`).
+const SPECIAL: u64 = 1 << 9;
+/// Software: written since it was last asked (`CONFIG_MEM_SOFT_DIRTY`).
+const SOFT_DIRTY: u64 = 1 << 11;
+const NO_EXECUTE: u64 = 1 << 63;
+
+/// The page tables of a process: what its virtual addresses lead to.
+#[derive(Clone, Copy)]
 pub struct AddressSpace<'k> {
     kernel: &'k Kernel,
-    pgd: u64,
+    /// Physical address of the top table.
+    top: u64,
 }
+
 /// One entry of the page tables that is not empty.
 #[derive(Clone, Debug)]
 pub struct Mapping {
+    /// Virtual address where it begins; of a large page this may lie before the range asked for.
     pub va: u64,
-    /** Bytes: 4 KiB, 2 MiB or 1 GiB. */
+    /// Bytes that it covers: 4 KiB, 2 MiB or 1 GiB; more only if [`Entry::Unreadable`].
     pub len: u64,
+    /// What it says.
     pub entry: Entry,
 }
+
+/// What an entry says.
 #[derive(Clone, Debug)]
 pub enum Entry {
+    /// A page in memory.
     Present(Present),
-    /// A swap, migration or marker entry; the raw page-table entry. See [`SwapEntry::decode`].
+    /// A page elsewhere: swapped out, migrating, poisoned, or a marker. The raw entry, as
+    /// [`SwapEntry::decode`] takes it.
     NonPresent {
+        /// As it stands in the table.
         raw: u64,
     },
-    /// The page table that says what is here could not be read; `len` is all that it covers.
+    /// The table that says what is here could not be read: all in `va..va + len` is unknown.
     Unreadable(KernelError),
 }
+
+/// A page, or large page, in memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Present {
+    /// Its first page frame.
     pub pfn: u64,
+    /// The process may write; false also for a page that is to be copied on the first write.
     pub writable: bool,
+    /// The process may touch it in user mode.
     pub user: bool,
+    /// The CPU has read it since the kernel last cleared this.
     pub accessed: bool,
+    /// The CPU has written it since the kernel last cleared this.
     pub dirty: bool,
-    pub protnone: bool,
-    pub no_execute: bool,
+    /// Written since soft-dirty tracking was last reset.
     pub soft_dirty: bool,
+    /// Must not be executed.
+    pub no_execute: bool,
+    /// In memory, but any access faults: `PROT_NONE`, or a NUMA hint.
+    pub protnone: bool,
+    /// Not an ordinary page: the zero page, or a device's memory.
+    pub special: bool,
+    /// As it stands in the table.
     pub raw: u64,
 }
+
+/// A swap entry: an entry that is not present, decoded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SwapEntry {
-    /** Index into swap_info, or a special type. */
+    /// The swap area (index into `swap_info`) or, from the number of areas up, a special kind:
+    /// migration, poison, device memory, marker.
     pub kind: u8,
-    /** In pages. */
+    /// Place in the swap area, in pages; of a migration entry, the page frame, with flags above.
     pub offset: u64,
 }
+
 impl SwapEntry {
+    /// Decodes an entry that is not present. `__pte_to_swp_entry` of arch/x86: the type in the
+    /// highest 5 bits, then the offset, inverted, down to bit 9.
+    #[must_use]
     pub fn decode(raw: u64) -> SwapEntry {
-        SwapEntry { kind: 0, offset: 0 }
+        SwapEntry {
+            kind: (raw >> 59) as u8,
+            offset: !raw << 5 >> 14,
+        }
     }
 }
+
 impl<'k> AddressSpace<'k> {
-    pub fn new(kernel: &'k Kernel, pgd_virt: u64) -> Result<AddressSpace<'k>, KernelError> {
-        no()
+    /// `pgd` is the kernel virtual address of the top table: `mm_struct.pgd`.
+    pub fn new(kernel: &'k Kernel, pgd: u64) -> Result<AddressSpace<'k>, KernelError> {
+        let top = kernel.virt_to_phys(pgd)?;
+        if !top.is_multiple_of(PAGE_SIZE) {
+            return Err(KernelError::Damaged {
+                what: "mm_struct.pgd",
+                addr: pgd,
+                detail: "a page table begins at a page".into(),
+            });
+        }
+        Ok(AddressSpace { kernel, top })
     }
-    /// Visits `start..end` in order.
+
+    /// Visits, in order, each entry that is not empty and covers some of `start..end`.
+    ///
+    /// A table that cannot be read is told as [`Entry::Unreadable`], and the walk goes on behind it.
     pub fn walk(
         &self,
         start: u64,
         end: u64,
-        visit: impl FnMut(Mapping) -> ControlFlow<()>,
+        mut visit: impl FnMut(Mapping) -> ControlFlow<()>,
     ) -> Result<(), KernelError> {
-        no()
+        let levels: Vec<_> = levels(self.kernel.five_level_paging()).collect();
+        // Beyond the lower half there is no user memory.
+        let end = end.min(1 << (levels[0].1 + 8));
+        let mut walk = Walk {
+            space: self,
+            levels,
+            start,
+            end,
+            // Each table takes a page of its own: a walk through more goes in circles.
+            tables_left: self.kernel.memory().max_pfn(),
+            visit: &mut visit,
+        };
+        if start < end {
+            // Broken off by the visitor is as good as done.
+            let _ = walk.table(self.top, 0, 0)?;
+        }
+        Ok(())
     }
-    /// The entry at `va`; none when it is empty.
+
+    /// The entry that covers `va`; `None` if it is empty.
     pub fn translate(&self, va: u64) -> Result<Option<Mapping>, KernelError> {
-        no()
+        let mut found = None;
+        self.walk(va, va.saturating_add(1), |mapping| {
+            found = Some(mapping);
+            ControlFlow::Break(())
+        })?;
+        Ok(found)
     }
-    /// Reads resident memory; a page that is not present is an error.
+
+    /// Reads memory of the process that is resident, with pages that it may not touch itself. What
+    /// is swapped out or was never touched is an error.
     pub fn read(&self, va: u64, buf: &mut [u8]) -> Result<(), KernelError> {
-        no()
+        let mut done = 0;
+        while done < buf.len() {
+            let at = va.wrapping_add(done as u64);
+            let unmapped = |entry| KernelError::Unmapped {
+                addr: at,
+                level: "pte",
+                entry,
+            };
+            let mapping = self.translate(at)?.ok_or_else(|| unmapped(0))?;
+            let present = match mapping.entry {
+                Entry::Present(present) => present,
+                Entry::NonPresent { raw } => return Err(unmapped(raw)),
+                Entry::Unreadable(error) => return Err(error),
+            };
+            let within = at - mapping.va;
+            let phys = present.pfn * PAGE_SIZE + within;
+            let rest = &mut buf[done..];
+            let left = usize::try_from(mapping.len - within).unwrap_or(usize::MAX);
+            let len = rest.len().min(left);
+            self.kernel
+                .memory()
+                .read_physical(phys, &mut rest[..len])
+                .map_err(|source| KernelError::Memory {
+                    addr: at,
+                    phys,
+                    len,
+                    source: Arc::new(source),
+                })?;
+            done += len;
+        }
+        Ok(())
+    }
+}
+
+struct Walk<'w, 'k, V> {
+    space: &'w AddressSpace<'k>,
+    levels: Vec<(&'static str, u32)>,
+    start: u64,
+    end: u64,
+    tables_left: u64,
+    visit: &'w mut V,
+}
+
+impl<V: FnMut(Mapping) -> ControlFlow<()>> Walk<'_, '_, V> {
+    /// Visits the table at physical address `table`, whose first entry is for `base`.
+    fn table(
+        &mut self,
+        table: u64,
+        base: u64,
+        depth: usize,
+    ) -> Result<ControlFlow<()>, KernelError> {
+        let kernel = self.space.kernel;
+        let shift = self.levels[depth].1;
+        let last = depth + 1 == self.levels.len();
+        let Some(left) = self.tables_left.checked_sub(1) else {
+            return Err(KernelError::Damaged {
+                what: "page table",
+                addr: kernel.phys_to_virt(self.space.top),
+                detail: format!("it has more tables than memory has pages, at {base:#x}"),
+            });
+        };
+        self.tables_left = left;
+
+        // Of the entries, those that cover some of the range.
+        let span = 1u64 << shift;
+        let first = self.start.saturating_sub(base) >> shift;
+        let behind = (self.end - base).div_ceil(span).min(512);
+        let mut raw = [0u8; PAGE_SIZE as usize];
+        let wanted = &mut raw[..(behind - first) as usize * 8];
+        let from = table + first * 8;
+        if let Err(source) = kernel.memory().read_physical(from, wanted) {
+            return Ok((self.visit)(Mapping {
+                va: base + first * span,
+                len: (behind - first) * span,
+                entry: Entry::Unreadable(KernelError::Memory {
+                    addr: kernel.phys_to_virt(from),
+                    phys: from,
+                    len: wanted.len(),
+                    source: Arc::new(source),
+                }),
+            }));
+        }
+        for (index, raw) in (first..).zip(wanted.chunks_exact(8)) {
+            let raw = raw
+                .iter()
+                .rev()
+                .fold(0, |sum, &byte| sum << 8 | u64::from(byte));
+            let va = base + index * span;
+            let large = shift == 21 || shift == 30;
+            let flow = if raw & !(ACCESSED | DIRTY) == 0 {
+                // Empty, but for what an erratum of Xeon Phi leaves: _PAGE_KNL_ERRATUM_MASK.
+                continue;
+            } else if last && raw & (PRESENT | PROTNONE) != 0 || large && raw & LARGE != 0 {
+                // A large page that is being split has LARGE, and neither of the others.
+                let entry = Entry::Present(self.present(raw, span));
+                (self.visit)(Mapping {
+                    va,
+                    len: span,
+                    entry,
+                })
+            } else if raw & PRESENT != 0 {
+                self.table(kernel.frame_of(raw), va, depth + 1)?
+            } else {
+                (self.visit)(Mapping {
+                    va,
+                    len: span,
+                    entry: Entry::NonPresent { raw },
+                })
+            };
+            if flow.is_break() {
+                return Ok(flow);
+            }
+        }
+        Ok(ControlFlow::Continue(()))
+    }
+
+    fn present(&self, raw: u64, span: u64) -> Present {
+        // An entry with PRESENT clear has its frame number inverted.
+        let frame = if raw & PRESENT == 0 { !raw } else { raw };
+        let phys = self.space.kernel.frame_of(frame) & !(span - 1);
+        Present {
+            pfn: phys / PAGE_SIZE,
+            writable: raw & WRITABLE != 0,
+            user: raw & USER != 0,
+            accessed: raw & ACCESSED != 0,
+            dirty: raw & DIRTY != 0,
+            soft_dirty: raw & SOFT_DIRTY != 0,
+            no_execute: raw & NO_EXECUTE != 0,
+            protnone: raw & PRESENT == 0 && raw & PROTNONE != 0,
+            special: raw & SPECIAL != 0,
+            raw,
+        }
     }
 }
