@@ -1,0 +1,126 @@
+//! Memslots: which guest-physical memory is which memory of the VMM.
+
+use super::GuestError;
+use super::field::narrow;
+use crate::dataset::Memslot;
+use crate::kernel::{Object, containers};
+
+const PAGE: u64 = 4096;
+/// KVM keeps its own slots (TSS, identity map, APIC page) behind the user's: KVM_USER_MEM_SLOTS is
+/// SHRT_MAX - 3. Linux include/linux/kvm_host.h.
+const FIRST_INTERNAL: u64 = 32764;
+/// What KVM_INTERNAL_MEM_SLOTS (KVM_PRIVATE_MEM_SLOTS before 5.17) has always been on x86.
+const INTERNAL: u64 = 3;
+/// More than KVM allows (SHRT_MAX); a longer list is a damaged one.
+const MAX_SLOTS: usize = 32767;
+
+/// The user's memslots of every address space, in the order of slot numbers.
+pub(super) fn memslots(vm: &Object<'_>) -> Result<Vec<Memslot>, GuestError> {
+    let spaces = vm.get("memslots")?;
+    let count = spaces
+        .array_len()
+        .ok_or_else(|| damaged(&spaces, "it is not an array"))?;
+    let mut found = Vec::new();
+    for space in 0..count {
+        let Some(set) = vm.follow_opt(&format!("memslots[{space}]"))? else {
+            continue;
+        };
+        for slot in active_slots(&set)? {
+            found.extend(memslot(&slot, &set, space)?);
+        }
+    }
+    if found.len() > MAX_SLOTS {
+        return Err(damaged(
+            &spaces,
+            &format!("it has {} slots, more than KVM allows", found.len()),
+        ));
+    }
+    found.sort_by_key(|s: &Memslot| (s.address_space, s.slot));
+    Ok(found)
+}
+
+/// The slots of one `struct kvm_memslots`.
+fn active_slots<'k>(set: &Object<'k>) -> Result<Vec<Object<'k>>, GuestError> {
+    if set.has("gfn_tree") {
+        // Since a54d806688fe ("KVM: Keep memslots in tree-based structures instead of array-based
+        // ones") (in v5.17). Two sets of nodes, of which this one is in use.
+        let node = set.u("node_idx")?;
+        if node > 1 {
+            return Err(damaged(set, &format!("node_idx is {node}")));
+        }
+        return Ok(containers::rbtree(
+            &set.get("gfn_tree")?,
+            "kvm_memory_slot",
+            &format!("gfn_node[{node}]"),
+        )?);
+    }
+    // A sorted array before that.
+    let used: u64 = narrow(set, "used_slots")?;
+    let slots = set.get("memslots")?;
+    (0..used.min(MAX_SLOTS as u64))
+        .map(|i| Ok(slots.element(i)?))
+        .collect()
+}
+
+fn memslot(
+    slot: &Object<'_>,
+    set: &Object<'_>,
+    space: u64,
+) -> Result<Option<Memslot>, GuestError> {
+    // Signed, and -1 in a slot of the old array that is not in use.
+    let id = slot.u("id")? & 0xffff;
+    let internal = match set.get("memslots").ok().and_then(|a| a.array_len()) {
+        // A fixed array, whose last elements are KVM's, before v5.12.
+        Some(slots) if slots > INTERNAL => slots - INTERNAL,
+        _ => FIRST_INTERNAL,
+    };
+    let pages = slot.u("npages")?;
+    if pages == 0 || id >= internal {
+        return Ok(None);
+    }
+    let overflow = || damaged(slot, &format!("{pages} pages do not fit an address space"));
+    let bytes = |n: u64| n.checked_mul(PAGE).ok_or_else(overflow);
+    let size = bytes(pages)?;
+    let guest_address = bytes(slot.u("base_gfn")?)?;
+    let user_address = slot.u("userspace_addr")?;
+    if guest_address.checked_add(size).is_none() || user_address.checked_add(size).is_none() {
+        return Err(overflow());
+    }
+    Ok(Some(Memslot {
+        slot: u16::try_from(id).map_err(|_| overflow())?,
+        address_space: u16::try_from(space).map_err(|_| overflow())?,
+        flags: narrow(slot, "flags")?,
+        guest_address,
+        size,
+        user_address,
+    }))
+}
+
+/// Memory that the guest takes for RAM: what it can write, in its ordinary address space. Bytes.
+pub(super) fn ram_bytes(slots: &[Memslot]) -> u64 {
+    const READONLY: u32 = 2;
+    slots
+        .iter()
+        .filter(|s| s.address_space == 0 && s.flags & READONLY == 0)
+        .map(|s| s.size)
+        .fold(0, u64::saturating_add)
+}
+
+/// The VMM's address of the guest-physical `address`.
+pub(super) fn user_address(slots: &[Memslot], address: u64) -> Option<u64> {
+    slots
+        .iter()
+        .filter(|s| s.address_space == 0)
+        .find_map(|s| {
+            let offset = address.checked_sub(s.guest_address)?;
+            (offset < s.size).then_some(s.user_address + offset)
+        })
+}
+
+fn damaged(obj: &Object<'_>, detail: &str) -> GuestError {
+    GuestError::Damaged {
+        what: "kvm_memslots",
+        addr: obj.addr(),
+        detail: detail.to_owned(),
+    }
+}
