@@ -4,9 +4,9 @@ use std::ops::ControlFlow;
 
 use serde::{Deserialize, Serialize};
 
+use super::GuestError;
 use super::field::kvm_object;
 use super::memslot::memslots;
-use super::GuestError;
 use crate::dataset::Memslot;
 use crate::dump::{Missing, PageState};
 use crate::kernel::{AddressSpace, Entry, Kernel};
@@ -154,7 +154,10 @@ mod tests {
 
     #[test]
     fn a_huge_page_counts_only_where_it_is_asked_for() {
-        assert_eq!(overlap(0x20_0000, 0x20_0000, 0x30_0000, 0x90_0000), 0x10_0000);
+        assert_eq!(
+            overlap(0x20_0000, 0x20_0000, 0x30_0000, 0x90_0000),
+            0x10_0000
+        );
         assert_eq!(overlap(0x20_0000, 0x1000, 0x30_0000, 0x90_0000), 0);
     }
 }

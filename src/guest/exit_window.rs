@@ -77,7 +77,11 @@ impl RunFunction {
         /// Its length is 1 to 2 KiB.
         const MOST: u64 = 8192;
         let start = svm_symbol(kernel, "svm_vcpu_run")?;
-        let mine = |addr| kernel.symbol_at(addr).is_some_and(|(n, _)| n == "svm_vcpu_run");
+        let mine = |addr| {
+            kernel
+                .symbol_at(addr)
+                .is_some_and(|(n, _)| n == "svm_vcpu_run")
+        };
         let mut len = 0;
         while len < MOST && mine(start.wrapping_add(len)) {
             len += 16;

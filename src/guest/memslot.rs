@@ -62,11 +62,7 @@ fn active_slots<'k>(set: &Object<'k>) -> Result<Vec<Object<'k>>, GuestError> {
         .collect()
 }
 
-fn memslot(
-    slot: &Object<'_>,
-    set: &Object<'_>,
-    space: u64,
-) -> Result<Option<Memslot>, GuestError> {
+fn memslot(slot: &Object<'_>, set: &Object<'_>, space: u64) -> Result<Option<Memslot>, GuestError> {
     // Signed, and -1 in a slot of the old array that is not in use.
     let id = slot.u("id")? & 0xffff;
     let internal = match set.get("memslots").ok().and_then(|a| a.array_len()) {
@@ -108,13 +104,10 @@ pub(super) fn ram_bytes(slots: &[Memslot]) -> u64 {
 
 /// The VMM's address of the guest-physical `address`.
 pub(super) fn user_address(slots: &[Memslot], address: u64) -> Option<u64> {
-    slots
-        .iter()
-        .filter(|s| s.address_space == 0)
-        .find_map(|s| {
-            let offset = address.checked_sub(s.guest_address)?;
-            (offset < s.size).then_some(s.user_address + offset)
-        })
+    slots.iter().filter(|s| s.address_space == 0).find_map(|s| {
+        let offset = address.checked_sub(s.guest_address)?;
+        (offset < s.size).then_some(s.user_address + offset)
+    })
 }
 
 fn damaged(obj: &Object<'_>, detail: &str) -> GuestError {

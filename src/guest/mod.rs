@@ -4,14 +4,52 @@
 //! [`Vm`](crate::dataset::Vm), [`memory_coverage`] says how much of its memory the dump has.
 //! Everything is found by name in the BTF of kvm.ko and kvm-amd.ko, which lies in the dump.
 
+#![allow(dead_code)]
+
+mod cmdline;
 mod coverage;
 mod error;
+mod exit_window;
 mod field;
 mod find;
+mod memslot;
+mod thread;
+mod vmcb;
 
 pub use coverage::{MemoryCoverage, memory_coverage};
 pub use error::GuestError;
 pub use find::{FoundBy, GuestSummary, guests};
 
 use crate::dataset::{Fidelity, Host, Vm};
-use crate::kernel::Kernel;
+use crate::kernel::{Kernel, KernelError};
+
+/// `svm` or `vmx`: whose virtualization KVM used.
+fn vendor(kernel: &Kernel) -> Result<&'static str, GuestError> {
+    let modules = kernel.modules()?;
+    let loaded = |name: &str| modules.iter().any(|m| m.name == name);
+    Ok(match (loaded("kvm_amd"), loaded("kvm_intel")) {
+        (true, false) => "svm",
+        (false, true) => "vmx",
+        // Both, or both built in: the one that took over says so.
+        _ => {
+            let ops = field::kvm_symbol(kernel, "kvm_x86_ops").ok_or(GuestError::Kernel(
+                KernelError::NoModule {
+                    name: "kvm_amd".into(),
+                },
+            ))?;
+            let name = field::kvm_object(kernel, "kvm_x86_ops", ops)?
+                .get("name")?
+                .string()?;
+            if name.contains("intel") { "vmx" } else { "svm" }
+        }
+    })
+}
+
+/// Reads the virtual machine at `vm` (a [`GuestSummary::vm`]) whole. `host` is the host that died,
+/// at the instant of the crash. The second part of the result says what is not exactly as it was.
+pub fn extract(_kernel: &Kernel, vm: u64, _host: &Host) -> Result<(Vm, Vec<Fidelity>), GuestError> {
+    Err(GuestError::Unsupported {
+        vm,
+        why: "extracting is not there yet".into(),
+    })
+}

@@ -81,9 +81,7 @@ impl<'k> Svm<'k> {
     /// left for [`super::vcpu`], which knows which copy of each counts.
     pub fn segments(&self, regs: &mut SystemRegs) -> Result<(), GuestError> {
         let cpl: u8 = narrow(&self.current, "save.cpl")?;
-        let segment = |from: &Object<'_>, name, kind| {
-            decode(&from.get("save")?.get(name)?, kind)
-        };
+        let segment = |from: &Object<'_>, name, kind| decode(&from.get("save")?.get(name)?, kind);
         regs.cs = segment(&self.current, "cs", Kind::Code)?;
         regs.ds = segment(&self.current, "ds", Kind::Data)?;
         regs.es = segment(&self.current, "es", Kind::Data)?;

@@ -38,6 +38,7 @@ mod rbtree;
 mod types;
 mod vmcoreinfo;
 mod xarray;
+mod xsave;
 
 use std::sync::{Arc, OnceLock};
 
@@ -46,6 +47,7 @@ pub use modules::Module;
 pub use object::Object;
 pub use page_table::{AddressSpace, Entry, Mapping, Present, SwapEntry};
 pub use vmcoreinfo::VmcoreInfo;
+pub use xsave::{XsaveComponent, XsaveLayout};
 
 use crate::dump::PhysicalMemory;
 use address::AddressMap;

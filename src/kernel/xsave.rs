@@ -1,0 +1,299 @@
+//! The XSAVE area: what an FPU leaves in memory.
+//!
+//! A kernel on a CPU with XSAVES keeps it *compacted* (the components in use stand side by side);
+//! every interface to user space, ptrace and KVM_SET_XSAVE among them, wants the *standard* format
+//! (each component at its fixed place). Intel SDM volume 1, chapter 13; Linux
+//! arch/x86/kernel/fpu/xstate.c.
+
+use super::{Kernel, KernelError};
+
+/// Components that XSTATE_BV can name; bits 62 and 63 are none.
+const COMPONENTS: usize = 62;
+/// The legacy area and the XSAVE header; components 2 and up stand behind them.
+const EXTENDED: usize = 576;
+const XSTATE_BV: usize = 512;
+const XCOMP_BV: usize = 520;
+const COMPACTED: u64 = 1 << 63;
+const FP: u64 = 1;
+const SSE: u64 = 2;
+const YMM: u64 = 4;
+const PKRU: usize = 9;
+
+/// Where each component of the standard format stands, as the dead CPU enumerated it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct XsaveLayout {
+    components: Vec<XsaveComponent>,
+}
+
+/// One component. CPUID leaf 0xd, subleaf = its number.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct XsaveComponent {
+    /// In the standard format; meaningless for supervisor state. Bytes.
+    pub offset: u32,
+    /// Bytes; 0: the CPU does not have it.
+    pub size: u32,
+    /// Only supervisor mode sees it: it has no place in the standard format.
+    pub supervisor: bool,
+    /// In the compacted format it begins at a multiple of 64 bytes.
+    pub aligned: bool,
+}
+
+impl XsaveLayout {
+    /// A layout from the components 2 and up, by their number; what is missing does not exist.
+    #[must_use]
+    pub fn new(components: impl IntoIterator<Item = (usize, XsaveComponent)>) -> XsaveLayout {
+        let mut layout = XsaveLayout {
+            components: vec![XsaveComponent::default(); COMPONENTS],
+        };
+        for (number, component) in components {
+            if let Some(place) = layout.components.get_mut(number).filter(|_| number >= 2) {
+                *place = component;
+            }
+        }
+        layout
+    }
+
+    /// The layout that the dead kernel read from its CPU: `xstate_offsets`, `xstate_sizes` and
+    /// `xstate_flags`. The last came with 35a77d4503d9 ("x86/fpu: Cache xfeature flags from CPUID")
+    /// (in v5.18).
+    pub fn of(kernel: &Kernel) -> Result<XsaveLayout, KernelError> {
+        const FLAG_SUPERVISOR: u32 = 1;
+        const FLAG_ALIGNED: u32 = 2;
+        let (offsets, sizes, flags) = (
+            kernel.symbol("xstate_offsets")?,
+            kernel.symbol("xstate_sizes")?,
+            kernel.symbol("xstate_flags")?,
+        );
+        // XFEATURE_MAX, which is the arrays' length, has grown over the years.
+        let count = kernel
+            .enum_value("xfeature", "XFEATURE_MAX")
+            .and_then(|n| u64::try_from(n).ok())
+            .unwrap_or(10)
+            .min(COMPONENTS as u64);
+        let mut components = Vec::new();
+        for number in 2..count {
+            let read = |array: u64| kernel.read_u32(array.wrapping_add(number * 4));
+            let (size, flags) = (read(sizes)?, read(flags)?);
+            // A component that the CPU lacks has the size -1 (0 in older kernels).
+            if size == 0 || size == u32::MAX {
+                continue;
+            }
+            components.push((
+                number as usize,
+                XsaveComponent {
+                    offset: read(offsets)?,
+                    size,
+                    supervisor: flags & FLAG_SUPERVISOR != 0,
+                    aligned: flags & FLAG_ALIGNED != 0,
+                },
+            ));
+        }
+        Ok(XsaveLayout::new(components))
+    }
+
+    /// The standard format of `area`, which may be in either format, or a bare FXSAVE image.
+    /// `features` are the components to keep (a mask as in XCR0). The result is as long as its
+    /// components need, and at least 576 bytes. What is in its initial state is zero, but the
+    /// control words of x87 and SSE. A component that `area` is too short for is left out.
+    #[must_use]
+    pub fn to_standard(&self, area: &[u8], features: u64) -> Vec<u8> {
+        let mut out = vec![0; EXTENDED];
+        let has_header = area.len() >= EXTENDED;
+        let word = |at: usize| match area.get(at..at + 8).and_then(|b| b.try_into().ok()) {
+            Some(bytes) if has_header => u64::from_le_bytes(bytes),
+            _ => 0,
+        };
+        let compacted = word(XCOMP_BV) & COMPACTED != 0;
+        let present = if has_header {
+            word(XSTATE_BV) & features
+        } else {
+            FP | SSE
+        };
+        legacy(area, present, &mut out);
+
+        let mut kept = present & (FP | SSE);
+        let mut next = EXTENDED;
+        for (number, component) in self.components.iter().enumerate().skip(2) {
+            let size = component.size as usize;
+            let bit = 1_u64 << number;
+            let from = if compacted {
+                if word(XCOMP_BV) & bit == 0 || size == 0 {
+                    continue;
+                }
+                if component.aligned {
+                    next = next.next_multiple_of(64);
+                }
+                let from = next;
+                next = next.saturating_add(size);
+                from
+            } else {
+                component.offset as usize
+            };
+            if present & bit == 0 || component.supervisor || size == 0 {
+                continue;
+            }
+            if let Some(state) = area.get(from..from.saturating_add(size)) {
+                self.put(&mut out, number, state);
+                kept |= bit;
+            }
+        }
+        out[XSTATE_BV..XSTATE_BV + 8].copy_from_slice(&kept.to_le_bytes());
+        out
+    }
+
+    /// Sets the protection-key rights in an area of the standard format; kernels keep that register
+    /// apart from the others (`thread.pkru`, `kvm_vcpu_arch.pkru`). False if the CPU has none.
+    pub fn set_pkru(&self, standard: &mut Vec<u8>, pkru: u32) -> bool {
+        let known = self.components.get(PKRU).is_some_and(|c| c.size >= 4);
+        if known && standard.len() >= EXTENDED {
+            self.put(standard, PKRU, &pkru.to_le_bytes());
+            standard[XSTATE_BV + PKRU / 8] |= 1 << (PKRU % 8);
+        }
+        known
+    }
+
+    fn put(&self, out: &mut Vec<u8>, number: usize, state: &[u8]) {
+        /// The largest area there is (AMX) has 11 KiB.
+        const MOST: usize = 1 << 16;
+        let component = self.components.get(number).copied().unwrap_or_default();
+        let (start, end) = (
+            component.offset as usize,
+            component.offset as usize + component.size as usize,
+        );
+        if start < EXTENDED || end > MOST {
+            return;
+        }
+        if out.len() < end {
+            out.resize(end, 0);
+        }
+        out[start..start + state.len().min(end - start)]
+            .copy_from_slice(&state[..state.len().min(end - start)]);
+    }
+}
+
+/// The 512 bytes of FXSAVE, each part of which belongs to another component.
+fn legacy(area: &[u8], present: u64, out: &mut [u8]) {
+    const MXCSR: std::ops::Range<usize> = 24..32;
+    let mut copy = |range: std::ops::Range<usize>| {
+        if let Some(part) = area.get(range.clone()) {
+            out[range].copy_from_slice(part);
+        }
+    };
+    if present & FP != 0 {
+        copy(0..24);
+        copy(32..160);
+    }
+    if present & SSE != 0 {
+        copy(160..416);
+    }
+    if present & (SSE | YMM) != 0 {
+        copy(MXCSR);
+    }
+    if present & FP == 0 {
+        out[..2].copy_from_slice(&0x37f_u16.to_le_bytes());
+    }
+    if present & (SSE | YMM) == 0 {
+        out[24..28].copy_from_slice(&0x1f80_u32.to_le_bytes());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// AVX at 576, PKRU at 2688, an aligned component 17 and a supervisor one, 11.
+    fn layout() -> XsaveLayout {
+        let user = |offset, size, aligned| XsaveComponent {
+            offset,
+            size,
+            supervisor: false,
+            aligned,
+        };
+        let supervisor = XsaveComponent {
+            offset: 0,
+            size: 16,
+            supervisor: true,
+            aligned: false,
+        };
+        XsaveLayout::new([
+            (2, user(576, 256, false)),
+            (9, user(2688, 8, false)),
+            (11, supervisor),
+            (17, user(2752, 64, true)),
+        ])
+    }
+
+    fn area(xstate_bv: u64, xcomp_bv: u64, len: usize) -> Vec<u8> {
+        let mut area = vec![0; len];
+        area[..2].copy_from_slice(&[0x7f, 0x02]);
+        area[24..28].copy_from_slice(&[0xa0, 0x1f, 0, 0]);
+        area[32] = 0x51;
+        area[160] = 0x58;
+        area[512..520].copy_from_slice(&xstate_bv.to_le_bytes());
+        area[520..528].copy_from_slice(&xcomp_bv.to_le_bytes());
+        area
+    }
+
+    #[test]
+    fn compacted_components_go_to_their_places() {
+        let all = 0b11 | 1 << 2 | 1 << 9 | 1 << 11 | 1 << 17;
+        let mut compacted = area(all, COMPACTED | all, 1024);
+        compacted[576] = 2; // AVX, 256 bytes
+        compacted[832] = 9; // PKRU, 8 bytes
+        compacted[840] = 11; // supervisor state, 16 bytes, ends at 856
+        compacted[896] = 17; // the next multiple of 64
+        let standard = layout().to_standard(&compacted, u64::MAX);
+        assert_eq!(standard.len(), 2752 + 64);
+        assert_eq!((standard[576], standard[2688], standard[2752]), (2, 9, 17));
+        assert_eq!((standard[32], standard[160]), (0x51, 0x58));
+        assert_eq!(standard[512..520], (all & !(1 << 11)).to_le_bytes());
+        assert_eq!(standard[520..576], [0; 56], "no longer compacted");
+    }
+
+    #[test]
+    fn a_component_in_its_initial_state_still_takes_room() {
+        // XCOMP_BV says that AVX has room; XSTATE_BV that it was not written.
+        let mut compacted = area(0b11 | 1 << 9, COMPACTED | 0b11 | 1 << 2 | 1 << 9, 1024);
+        compacted[576] = 0xee;
+        compacted[832] = 9;
+        let standard = layout().to_standard(&compacted, u64::MAX);
+        assert_eq!((standard[576], standard[2688]), (0, 9));
+    }
+
+    #[test]
+    fn the_standard_format_stays_but_for_what_is_not_wanted() {
+        let mut given = area(0b111 | 1 << 9, 0, 2696);
+        given[576] = 2;
+        given[2688] = 9;
+        let standard = layout().to_standard(&given, 0b111);
+        assert_eq!(standard.len(), 832);
+        assert_eq!((standard[576], standard[512]), (2, 0b111));
+    }
+
+    #[test]
+    fn initial_state_has_its_control_words() {
+        let standard = layout().to_standard(&area(0, 0, 1024), u64::MAX);
+        assert_eq!(standard[..2], [0x7f, 0x03]);
+        assert_eq!(standard[24..28], [0x80, 0x1f, 0, 0]);
+        assert_eq!((standard[32], standard[160]), (0, 0));
+    }
+
+    #[test]
+    fn short_and_bare_areas() {
+        let fxsave = &area(0, 0, 576)[..512];
+        let standard = layout().to_standard(fxsave, u64::MAX);
+        assert_eq!((standard[0], standard[160], standard[512]), (0x7f, 0x58, 3));
+        let cut = layout().to_standard(&area(0b111, 0, 600), u64::MAX);
+        assert_eq!(cut[512], 0b11, "AVX is not all there");
+        assert_eq!(layout().to_standard(&[], u64::MAX).len(), 576);
+    }
+
+    #[test]
+    fn pkru_is_set_where_the_cpu_has_it() {
+        let mut standard = layout().to_standard(&area(0b11, 0, 576), u64::MAX);
+        assert!(layout().set_pkru(&mut standard, 0x5555_5554));
+        assert_eq!(standard[2688..2692], 0x5555_5554_u32.to_le_bytes());
+        assert_eq!(standard[513], 1 << 1);
+        assert!(!XsaveLayout::default().set_pkru(&mut standard, 1));
+    }
+}
