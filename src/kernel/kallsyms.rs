@@ -8,7 +8,11 @@
 use super::{KernelError, VmcoreInfo};
 
 /// More symbols than any kernel has (a distribution's has 200 000).
-const MAX_SYMBOLS: u32 = 1 << 23;
+const MAX_SYMBOLS: u32 = 1 << 22;
+/// KSYM_NAME_LEN is 512, and was 128 before v6.1.
+const MAX_NAME: usize = 2048;
+/// All names together, expanded (3 MB in a distribution's kernel).
+const MAX_NAMES: usize = 1 << 28;
 const CHUNK: usize = 256 << 10;
 
 /// Reads bytes of the kernel image at a virtual address.
@@ -60,8 +64,16 @@ impl Kallsyms {
             by_address: (0..count).collect(),
         };
         let mut name = Vec::new();
+        let mut total = 0;
         for symbol in 0..count {
             table.expand(symbol, &mut name);
+            total += name.len();
+            if name.len() > MAX_NAME || total > MAX_NAMES {
+                return Err(damaged(
+                    count_at,
+                    format!("the name of symbol {symbol} of {count} is too long"),
+                ));
+            }
             table
                 .by_name
                 .push(u64::from(hash(&name)) << 32 | u64::from(symbol));
@@ -206,6 +218,9 @@ impl Kallsyms {
         let at = at as usize;
         for &token in &self.names[at..at + usize::from(len)] {
             name.extend_from_slice(&self.tokens[usize::from(token)]);
+            if name.len() > MAX_NAME + 1 {
+                break;
+            }
         }
         if !name.is_empty() {
             name.remove(0);
@@ -272,10 +287,7 @@ fn read_names(
         places.push((place, len));
         cursor += usize::from(len);
     }
-    names.truncate(cursor.min(names.len()));
-    if cursor > names.len() {
-        return Err(damaged(at, "the last name has no end".into()));
-    }
+    names.truncate(cursor);
     Ok((names, places))
 }
 

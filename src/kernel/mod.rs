@@ -431,6 +431,14 @@ impl Kernel {
     }
 }
 
+impl std::fmt::Debug for Kernel {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Kernel")
+            .field("release", &self.release)
+            .finish_non_exhaustive()
+    }
+}
+
 /// vmlinux's BTF, between two symbols of its read-only data.
 fn read_vmlinux_types(kallsyms: &Kallsyms, addresses: &AddressMap) -> Result<Types, KernelError> {
     let (Some(start), Some(stop)) = (

@@ -96,7 +96,7 @@ impl<'k> Object<'k> {
     /// Raw value, its width in bits, and whether the type is signed.
     fn scalar(&self) -> Result<(u64, u32, bool), KernelError> {
         let (size, signed) = match self.kernel.types().shape(self.ty) {
-            Shape::Scalar { size, signed } if size <= 8 => (size, signed),
+            Shape::Scalar { size, signed } if (1..=8).contains(&size) => (size, signed),
             Shape::Pointer(_) => (8, false),
             _ => return Err(self.wrong("an integer, enumeration or pointer of up to 64 bits")),
         };

@@ -158,35 +158,44 @@ impl<'k> AddressSpace<'k> {
     /// Reads memory of the process that is resident, with pages that it may not touch itself. What
     /// is swapped out or was never touched is an error.
     pub fn read(&self, va: u64, buf: &mut [u8]) -> Result<(), KernelError> {
+        let memory = self.kernel.memory();
         let mut done = 0;
-        while done < buf.len() {
-            let at = va.wrapping_add(done as u64);
-            let unmapped = |entry| KernelError::Unmapped {
-                addr: at,
-                level: "pte",
-                entry,
+        let mut outcome = Ok(());
+        let unmapped = |addr, entry| KernelError::Unmapped {
+            addr,
+            level: "pte",
+            entry,
+        };
+        let end = va.saturating_add(buf.len() as u64);
+        self.walk(va, end, |mapping| {
+            let at = va + done as u64;
+            outcome = match mapping.entry {
+                _ if mapping.va > at => Err(unmapped(at, 0)),
+                Entry::NonPresent { raw } => Err(unmapped(at, raw)),
+                Entry::Unreadable(error) => Err(error),
+                Entry::Present(present) => {
+                    let within = at - mapping.va;
+                    let phys = present.pfn * PAGE_SIZE + within;
+                    let left = usize::try_from(mapping.len - within).unwrap_or(usize::MAX);
+                    let len = left.min(buf.len() - done);
+                    let read = memory.read_physical(phys, &mut buf[done..done + len]);
+                    done += len;
+                    read.map_err(|source| KernelError::Memory {
+                        addr: at,
+                        phys,
+                        len,
+                        source: Arc::new(source),
+                    })
+                }
             };
-            let mapping = self.translate(at)?.ok_or_else(|| unmapped(0))?;
-            let present = match mapping.entry {
-                Entry::Present(present) => present,
-                Entry::NonPresent { raw } => return Err(unmapped(raw)),
-                Entry::Unreadable(error) => return Err(error),
-            };
-            let within = at - mapping.va;
-            let phys = present.pfn * PAGE_SIZE + within;
-            let rest = &mut buf[done..];
-            let left = usize::try_from(mapping.len - within).unwrap_or(usize::MAX);
-            let len = rest.len().min(left);
-            self.kernel
-                .memory()
-                .read_physical(phys, &mut rest[..len])
-                .map_err(|source| KernelError::Memory {
-                    addr: at,
-                    phys,
-                    len,
-                    source: Arc::new(source),
-                })?;
-            done += len;
+            match outcome {
+                Ok(()) => ControlFlow::Continue(()),
+                Err(_) => ControlFlow::Break(()),
+            }
+        })?;
+        outcome?;
+        if done < buf.len() {
+            return Err(unmapped(va.wrapping_add(done as u64), 0));
         }
         Ok(())
     }
@@ -261,10 +270,19 @@ impl<V: FnMut(Mapping) -> ControlFlow<()>> Walk<'_, '_, V> {
             } else if raw & PRESENT != 0 {
                 self.table(kernel.frame_of(raw), va, depth + 1)?
             } else {
+                let entry = if last || large {
+                    Entry::NonPresent { raw }
+                } else {
+                    Entry::Unreadable(KernelError::Damaged {
+                        what: "page table",
+                        addr: kernel.phys_to_virt(table + index * 8),
+                        detail: format!("{} entry {raw:#x} for {va:#x}", self.levels[depth].0),
+                    })
+                };
                 (self.visit)(Mapping {
                     va,
                     len: span,
-                    entry: Entry::NonPresent { raw },
+                    entry,
                 })
             };
             if flow.is_break() {
