@@ -1,1 +1,5 @@
-//! See the crate's docs.
+//! All the `unsafe` there is.
+#![allow(unsafe_code)]
+
+pub mod kvm_args;
+pub mod local_syscalls;

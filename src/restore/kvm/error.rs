@@ -69,3 +69,38 @@ pub struct Problem {
     /// The restore would fail; else the guest may notice.
     pub fatal: bool,
 }
+
+/// The likely cause of a refusal.
+pub(super) fn hint(call: &str, errno: Errno) -> &'static str {
+    let is = |name: &str| call.starts_with(name);
+    match errno.0 {
+        libc::EIO => "the VM belongs to another address space (made by another process?)",
+        libc::ESRCH => "the process being restored has gone",
+        libc::ENOTTY => "this kernel's KVM does not know the call",
+        libc::ENODEV | libc::ENOENT if is("open") => {
+            "no /dev/kvm here (module not loaded, or not in the process's mount namespace?)"
+        }
+        libc::EACCES | libc::EPERM if is("open") => "no permission for /dev/kvm",
+        libc::ENOMEM => "out of memory, or over a cgroup's limit",
+        libc::EINVAL if is("KVM_CREATE_VM") => "this host has no such type of VM",
+        libc::EEXIST if is("KVM_CREATE_VCPU") => "two vCPUs with one id",
+        libc::EEXIST if is("KVM_SET_USER_MEMORY_REGION") => "memslots overlap",
+        libc::EBUSY if is("KVM_IRQFD") => "an eventfd with two irqfds on one GSI",
+        libc::EEXIST if is("KVM_IOEVENTFD") => "two ioeventfds for the same write",
+        libc::EINVAL if is("KVM_SET_SREGS2") => {
+            "this CPU or KVM lacks a CR4 or EFER bit that the guest has on"
+        }
+        libc::EINVAL if is("KVM_SET_XSAVE") || is("KVM_SET_XCRS") => {
+            "this CPU lacks a register set (AVX, AVX-512, AMX…) that the guest uses"
+        }
+        libc::EINVAL if is("KVM_SET_TSC_KHZ") => {
+            "this CPU's TSC has another frequency and cannot be scaled"
+        }
+        libc::EINVAL if is("KVM_ENABLE_CAP") => "this kernel or CPU lacks the capability",
+        libc::EINVAL if is("KVM_SET_NESTED_STATE") => {
+            "nested virtualization is off here, or differs"
+        }
+        libc::E2BIG => "more entries than this kernel takes",
+        _ => "refused",
+    }
+}

@@ -15,13 +15,27 @@
 //! valid when [`finish`] is called. [`preflight`] asks beforehand whether this
 //! host can do it at all.
 
+mod calls;
+mod create;
 mod error;
+mod ioctls;
+mod kick;
+mod msrs;
+mod preflight;
+mod rearm;
+mod shared_state;
+mod vcpu_args;
+mod vcpu_state;
+mod verify;
 
 pub use error::{KvmError, Problem};
+pub use preflight::preflight;
 
 use super::Syscalls;
-use crate::dataset::{Fidelity, ObjectId, Vm};
+use crate::dataset::{Fidelity, ObjectId, Vcpu, Vm};
+use calls::{Calls, RunArea};
 use std::collections::BTreeMap;
+use vcpu_state::Revived;
 
 /// Descriptors in the restored process, as raw numbers there. All of them
 /// were opened O_CLOEXEC at the lowest free number: move them (dup3), and
@@ -46,19 +60,21 @@ pub struct KvmFiles {
 /// context (`FileKind::EventFd::context`).
 ///
 /// # Errors
-/// The call that failed, for which VM, and why that may be.
+/// The call that failed, for which VM, and why that may be. What was made
+/// until then stays open in the process, which is to be killed.
 pub fn create(
-    _sys: &mut dyn Syscalls,
+    sys: &mut dyn Syscalls,
     vms: &[Vm],
-    _eventfds: &dyn Fn(ObjectId) -> Option<i32>,
+    eventfds: &dyn Fn(ObjectId) -> Option<i32>,
 ) -> Result<KvmFiles, KvmError> {
-    match vms.first() {
-        None => Ok(KvmFiles::default()),
-        Some(vm) => Err(KvmError::Unsupported {
-            subject: format!("vm {}", vm.id),
-            why: "this build cannot make virtual machines yet".into(),
-        }),
+    let mut files = KvmFiles {
+        system: create::open_system(sys)?,
+        ..KvmFiles::default()
+    };
+    for vm in vms {
+        create::create_vm(sys, vm, eventfds, &mut files)?;
     }
+    Ok(files)
 }
 
 /// Sets the state of vCPUs, interrupt controllers and clocks, checks it by
@@ -68,24 +84,93 @@ pub fn create(
 /// # Errors
 /// The call that failed, or the state that did not read back as it was set.
 pub fn finish(
-    _sys: &mut dyn Syscalls,
+    sys: &mut dyn Syscalls,
     vms: &[Vm],
     files: &KvmFiles,
-    _eventfds: &dyn Fn(ObjectId) -> Option<i32>,
+    eventfds: &dyn Fn(ObjectId) -> Option<i32>,
 ) -> Result<Vec<Fidelity>, KvmError> {
-    match vms.first() {
-        None => Ok(files.fidelity.clone()),
-        Some(vm) => Err(KvmError::Unsupported {
-            subject: format!("vm {}", vm.id),
-            why: "this build cannot make virtual machines yet".into(),
-        }),
+    let mut notes = files.fidelity.clone();
+    for vm in vms {
+        let subject = vm_subject(vm);
+        let mut calls = Calls {
+            sys: &mut *sys,
+            subject,
+        };
+        finish_vm(&mut calls, vm, files, eventfds, &mut notes)?;
+    }
+    Ok(notes)
+}
+
+fn finish_vm(
+    calls: &mut Calls,
+    vm: &Vm,
+    files: &KvmFiles,
+    eventfds: &dyn Fn(ObjectId) -> Option<i32>,
+    notes: &mut Vec<Fidelity>,
+) -> Result<(), KvmError> {
+    let vm_fd = descriptor(calls, &files.vms, vm.id)?;
+    let run_len = calls.value(files.system, ioctls::GET_VCPU_MMAP_SIZE, 0)?;
+    let mut revived = Vec::with_capacity(vm.vcpus.len());
+    for vcpu in &vm.vcpus {
+        calls.subject = vcpu_subject(vm, vcpu);
+        let fd = descriptor(calls, &files.vcpus, vcpu.id)?;
+        let run = RunArea::map(calls, fd, run_len)?;
+        revived.push(Revived {
+            vm,
+            vcpu,
+            vm_fd,
+            fd,
+            run,
+        });
+    }
+
+    // The unfinished exits of all vCPUs come again before any vCPU has state
+    // that could send another one an interrupt.
+    for vcpu in &revived {
+        calls.subject = vcpu_subject(vm, vcpu.vcpu);
+        vcpu.set_core(calls, notes)?;
+    }
+    let mut tsc = msrs::CommonTsc::default();
+    for vcpu in &revived {
+        calls.subject = vcpu_subject(vm, vcpu.vcpu);
+        vcpu.set_events(calls, &mut tsc, notes)?;
+    }
+    // After all LAPICs, to which the controllers' lines lead.
+    calls.subject = vm_subject(vm);
+    shared_state::set(calls, vm, vm_fd)?;
+
+    for vcpu in &revived {
+        calls.subject = vcpu_subject(vm, vcpu.vcpu);
+        verify::vcpu(calls, vcpu, notes)?;
+    }
+    calls.subject = vm_subject(vm);
+    verify::shared(calls, vm, vm_fd)?;
+
+    // After the comparison, since a kick may raise an interrupt.
+    kick::kick(calls, vm, eventfds)?;
+    for vcpu in revived {
+        vcpu.run.unmap(calls)?;
+    }
+    Ok(())
+}
+
+fn descriptor(calls: &Calls, fds: &BTreeMap<ObjectId, i32>, id: ObjectId) -> Result<i32, KvmError> {
+    fds.get(&id).copied().ok_or_else(|| KvmError::Malformed {
+        subject: calls.subject.clone(),
+        what: format!("object {id}"),
+        why: "it has no descriptor; `create` was given other VMs".into(),
+    })
+}
+
+/// How reports call a VM.
+fn vm_subject(vm: &Vm) -> String {
+    match &vm.name {
+        Some(name) => format!("vm {name}"),
+        None => format!("vm {}", vm.id),
     }
 }
 
-/// Whether this host's KVM can run `vms`: what it lacks.
-///
-/// # Errors
-/// /dev/kvm cannot be opened or asked.
-pub fn preflight(_vms: &[Vm]) -> Result<Vec<Problem>, KvmError> {
-    Ok(Vec::new())
+/// How reports call a vCPU.
+fn vcpu_subject(vm: &Vm, vcpu: &Vcpu) -> String {
+    format!("{} vcpu {}", vm_subject(vm), vcpu.vcpu_id)
 }
