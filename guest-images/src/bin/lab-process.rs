@@ -162,6 +162,8 @@ fn run(dir: &Path) -> std::io::Result<()> {
                             libc::kill(libc::getpid(), libc::SIGUSR1);
                             libc::kill(libc::getpid(), libc::SIGUSR2);
                         }
+                        // Before the next one: two of a kind would merge.
+                        usr2 += read_signals(&signals);
                     }
                 }
             }
