@@ -160,7 +160,15 @@ fn mount(kind: &str, at: &str) {
         return;
     };
     // SAFETY: three NUL-terminated strings and no data.
-    unsafe { libc::mount(kind.as_ptr(), at.as_ptr(), kind.as_ptr(), 0, std::ptr::null()) };
+    unsafe {
+        libc::mount(
+            kind.as_ptr(),
+            at.as_ptr(),
+            kind.as_ptr(),
+            0,
+            std::ptr::null(),
+        )
+    };
 }
 
 fn load_module(name: &str) {

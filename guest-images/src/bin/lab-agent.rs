@@ -92,8 +92,7 @@ fn set_up() {
             continue;
         };
         // SAFETY: an open descriptor and an empty parameter string.
-        let r =
-            unsafe { libc::syscall(libc::SYS_finit_module, file.as_raw_fd(), c"".as_ptr(), 0) };
+        let r = unsafe { libc::syscall(libc::SYS_finit_module, file.as_raw_fd(), c"".as_ptr(), 0) };
         if r != 0 {
             eprintln!(
                 "lab-agent: module {module}: {}",

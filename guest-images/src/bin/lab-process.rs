@@ -305,7 +305,10 @@ fn owned(what: &str, make: impl FnOnce(()) -> RawFd) -> std::io::Result<OwnedFd>
     let fd = make(());
     if fd < 0 {
         let error = std::io::Error::last_os_error();
-        return Err(std::io::Error::new(error.kind(), format!("{what}: {error}")));
+        return Err(std::io::Error::new(
+            error.kind(),
+            format!("{what}: {error}"),
+        ));
     }
     // SAFETY: a fresh descriptor that nobody else owns.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })

@@ -1,1 +1,168 @@
-//! The lab.
+//! The lab: makes real dumps of real crashes, reboots into a fresh host, and
+//! judges what came back.
+//!
+//! ```text
+//!  Debian's packages ─▶ debian ─▶ images ─┐
+//!  guest-images/ ─────▶ programs ─────────┤
+//!                                         ▼
+//!  scenario ─────────▶ crash ◀─────── machine (QEMU, TCG + SVM)
+//!                        │ CachedDump     ▲ agent, qmp
+//!                        ▼                │
+//!                      reboot ────────────┘
+//!                        │ Aftermath: outputs and disks
+//!                        ▼
+//!                      judge ─▶ Verdict
+//! ```
+//!
+//! The host is a Linux under QEMU's TCG, which emulates AMD's SVM: its
+//! `kvm_amd`, its QEMUs, its panic and its kdump are Debian's own. Nothing
+//! needs root, `/dev/kvm` or the network (once the packages are there).
+//!
+//! ```no_run
+//! use std::{path::Path, time::Duration};
+//! use vmrestore_lab::{Lab, Luggage, Scenario};
+//!
+//! # fn main() -> anyhow::Result<()> {
+//! let lab = Lab::prepare()?;
+//! let scenario = Scenario::named("main").unwrap();
+//! let dump = lab.dump(&scenario)?;
+//! let mut host = lab.reboot(&dump, &Luggage::vmrestore(Path::new("target/release/vmrestore")))?;
+//! host.run("vmrestore guests /dump/hostdump", Duration::from_secs(120))?.success("restore")?;
+//! host.follow_all()?;
+//! host.wait_new_lines("g1", 20, Duration::from_secs(120))?;
+//! let aftermath = host.finish()?;
+//! assert!(aftermath.verdict("g1", 20).is_good());
+//! # Ok(())
+//! # }
+//! ```
+
+pub mod agent;
+pub mod cpio;
+pub mod crash;
+pub mod debian;
+pub mod images;
+pub mod judge;
+pub mod machine;
+pub mod programs;
+pub mod qmp;
+pub mod reboot;
+pub mod scenario;
+pub mod series;
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+
+pub use agent::Output;
+pub use crash::CachedDump;
+pub use judge::Verdict;
+pub use machine::{Hardware, Machine};
+pub use reboot::{Aftermath, Luggage, Rebooted};
+pub use scenario::{MAIN_DUMP, Scenario};
+
+/// The lab with its host images ready.
+pub struct Lab {
+    /// Where everything is kept.
+    pub dir: PathBuf,
+    /// The host's images.
+    pub images: images::Images,
+}
+
+impl Lab {
+    /// `$VMRESTORE_LAB_DIR`, else `target/lab` of this project.
+    #[must_use]
+    pub fn directory() -> PathBuf {
+        std::env::var_os("VMRESTORE_LAB_DIR").map_or_else(
+            || Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/lab"),
+            PathBuf::from,
+        )
+    }
+
+    /// Builds programs and images that are not there yet. The first time, gets
+    /// what this machine lacks from Debian's packages.
+    pub fn prepare() -> Result<Self> {
+        let dir = Self::directory();
+        std::fs::create_dir_all(&dir).with_context(|| dir.display().to_string())?;
+        let dir = dir.canonicalize()?;
+        let programs = programs::Programs::build(&dir)?;
+        let images = images::Images::build(&dir, &debian::Debian::new(&dir), &programs)?;
+        Ok(Self { dir, images })
+    }
+
+    /// The scenario's dump, from the cache or made now.
+    pub fn dump(&self, scenario: &Scenario) -> Result<CachedDump> {
+        crash::dump(&self.dir, &self.images, scenario)
+    }
+
+    /// The lab as it was for this dump: nothing is built, the images are those
+    /// of the host that died.
+    pub fn of(dump: &CachedDump) -> Result<Self> {
+        let dir = Self::directory().canonicalize()?;
+        let images = images::Images::at(&dir, &dump.record.images);
+        anyhow::ensure!(
+            images.root.exists(),
+            "{}: the host's images are gone; make the dump again",
+            images.root.display()
+        );
+        Ok(Self { dir, images })
+    }
+
+    /// A fresh boot of the host that died, with its data disk and its dump.
+    pub fn reboot(&self, dump: &CachedDump, luggage: &Luggage) -> Result<Rebooted> {
+        self.reboot_in(dump, luggage, &self.new_run())
+    }
+
+    /// A directory for the files of one more run.
+    #[must_use]
+    pub fn new_run(&self) -> PathBuf {
+        use std::sync::atomic::{AtomicU64, Ordering};
+        static NEXT: AtomicU64 = AtomicU64::new(1);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        self.dir
+            .join("runs")
+            .join(format!("{}-{number}", std::process::id()))
+    }
+
+    /// A host with the scenario's guests running, that nobody crashes.
+    pub fn live(&self, scenario: &Scenario, luggage: &Luggage, dir: &Path) -> Result<Machine> {
+        reboot::live(&self.images, scenario, luggage, dir)
+    }
+
+    /// As [`Lab::reboot`], with the run's files in `dir`.
+    pub fn reboot_in(&self, dump: &CachedDump, luggage: &Luggage, dir: &Path) -> Result<Rebooted> {
+        // The images that died, not those of today's sources.
+        let images = images::Images::at(&self.dir, &dump.record.images);
+        reboot::reboot(&images, dump, luggage, &dump.record.scenario.hardware, dir)
+    }
+
+    /// A dump by the name of its directory or the beginning of it, the newest
+    /// first; or a path to its directory.
+    pub fn find_dump(dir: &Path, key: &str) -> Result<CachedDump> {
+        if Path::new(key).join("record.json").exists() {
+            return CachedDump::open(Path::new(key));
+        }
+        let found = cached_dumps(dir)
+            .into_iter()
+            .find(|path| {
+                path.file_name()
+                    .is_some_and(|name| name.to_string_lossy().starts_with(key))
+            })
+            .with_context(|| format!("no dump {key:?} in {}/dumps", dir.display()))?;
+        CachedDump::open(&found)
+    }
+}
+
+/// Directories of all finished dumps, the newest first.
+#[must_use]
+pub fn cached_dumps(dir: &Path) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(dir.join("dumps")).into_iter().flatten();
+    let mut found: Vec<_> = entries
+        .flatten()
+        .filter_map(|entry| {
+            let record = std::fs::metadata(entry.path().join("record.json")).ok()?;
+            Some((record.modified().ok()?, entry.path()))
+        })
+        .collect();
+    found.sort();
+    found.into_iter().rev().map(|(_, path)| path).collect()
+}

@@ -1,0 +1,367 @@
+//! From a scenario to a dump: boot the host, start its guests, let it die,
+//! let the capture kernel dump it. Kept under a key of everything that went
+//! in.
+
+use std::collections::hash_map::DefaultHasher;
+use std::hash::{Hash, Hasher};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+
+use crate::agent::Agent;
+use crate::images::{Images, make_ext4, read_ext4};
+use crate::machine::{Disk, Machine};
+use crate::scenario::{Death, Guest, MAIN_DUMP, Scenario};
+
+/// Attempts to get a host as far as its crash. With more than one emulated CPU
+/// and many guests QEMU's TCG sometimes resets or hangs the host by itself;
+/// what fails *before* the crash says nothing about vmrestore.
+const ATTEMPTS: u32 = 3;
+/// Size of the host's data disk, MiB.
+pub const DATA_DISK_MIB: u64 = 256;
+const DUMP_DISK_MIB: u64 = 4096;
+
+/// What is known of a dump, beside the dump.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Record {
+    /// What ran, and how it died.
+    pub scenario: Scenario,
+    /// Key of the host's images: the reboot takes the same.
+    pub images: String,
+    /// Seconds from the start to the crash.
+    pub seconds_to_crash: f64,
+    /// Seconds from the crash to the dumps on disk and the host off.
+    pub seconds_to_dump: f64,
+    /// Attempts that the lab itself lost before the crash, and why.
+    pub lost_attempts: Vec<String>,
+}
+
+/// A dump of a host, with the host's data disk as the crash left it.
+#[derive(Clone, Debug)]
+pub struct CachedDump {
+    /// Its directory.
+    pub dir: PathBuf,
+    /// What is known of it.
+    pub record: Record,
+}
+
+impl CachedDump {
+    /// Reads what an earlier run has kept.
+    pub fn open(dir: &Path) -> Result<Self> {
+        let path = dir.join("record.json");
+        let text = std::fs::read(&path).with_context(|| path.display().to_string())?;
+        Ok(Self {
+            dir: dir.to_owned(),
+            record: serde_json::from_slice(&text).with_context(|| path.display().to_string())?,
+        })
+    }
+
+    /// The main dump.
+    #[must_use]
+    pub fn path(&self) -> PathBuf {
+        self.file(MAIN_DUMP)
+    }
+
+    /// One of the scenario's dump files.
+    #[must_use]
+    pub fn file(&self, name: &str) -> PathBuf {
+        self.dir.join(name)
+    }
+
+    /// The data disk as the crash left it. Copy it before use.
+    #[must_use]
+    pub fn data_disk(&self) -> PathBuf {
+        self.dir.join("data.img")
+    }
+
+    /// What `name` (a guest, or `process`) had printed when the host died, as
+    /// seen from outside: the last line or two may be missing.
+    #[must_use]
+    pub fn before(&self, name: &str) -> Vec<u8> {
+        std::fs::read(self.dir.join("live").join(name)).unwrap_or_default()
+    }
+
+    /// The names that printed something: the guests', and `process`.
+    #[must_use]
+    pub fn names(&self) -> Vec<String> {
+        self.record.scenario.output_names()
+    }
+}
+
+impl Scenario {
+    /// The guests' names, and `process` where the program runs.
+    #[must_use]
+    pub fn output_names(&self) -> Vec<String> {
+        let guests = self.guests.iter().map(|guest| guest.name.clone());
+        guests
+            .chain(self.process.map(|_| "process".to_owned()))
+            .collect()
+    }
+
+    /// Where the output of `name` is in the host.
+    #[must_use]
+    pub fn output_path(name: &str) -> String {
+        if name == "process" {
+            "/data/process/out".into()
+        } else {
+            format!("/data/{name}.serial")
+        }
+    }
+}
+
+/// Why there is no dump.
+#[derive(Debug)]
+pub enum Failure {
+    /// The lab did not get as far as the crash.
+    BeforeCrash(anyhow::Error),
+    /// The host died, and then something went wrong: never retried.
+    AfterCrash(anyhow::Error),
+}
+
+/// The directory of the scenario's dump on these images.
+#[must_use]
+pub fn dump_dir(lab: &Path, images: &Images, scenario: &Scenario) -> PathBuf {
+    let mut hasher = DefaultHasher::new();
+    images.key.hash(&mut hasher);
+    serde_json::to_string(scenario)
+        .unwrap_or_default()
+        .hash(&mut hasher);
+    lab.join("dumps")
+        .join(format!("{}-{:016x}", scenario.name, hasher.finish()))
+}
+
+/// The scenario's dump, from the cache or made now.
+pub fn dump(lab: &Path, images: &Images, scenario: &Scenario) -> Result<CachedDump> {
+    let home = dump_dir(lab, images, scenario);
+    if home.join("record.json").exists() {
+        return CachedDump::open(&home);
+    }
+    let work = home.with_extension(format!("work{}", std::process::id()));
+    let mut lost_attempts = Vec::new();
+    loop {
+        let _ = std::fs::remove_dir_all(&work);
+        std::fs::create_dir_all(&work)?;
+        match attempt(&work, images, scenario) {
+            Ok(times) => {
+                let record = Record {
+                    scenario: scenario.clone(),
+                    images: images.key.clone(),
+                    seconds_to_crash: times.0.as_secs_f64(),
+                    seconds_to_dump: times.1.as_secs_f64(),
+                    lost_attempts,
+                };
+                std::fs::write(
+                    work.join("record.json"),
+                    serde_json::to_string_pretty(&record)?,
+                )?;
+                std::fs::rename(&work, &home)
+                    .with_context(|| format!("{} is there already", home.display()))?;
+                return CachedDump::open(&home);
+            }
+            Err(Failure::AfterCrash(error)) => {
+                return Err(error.context(format!(
+                    "scenario {}: failed after the crash (kept in {})",
+                    scenario.name,
+                    work.display()
+                )));
+            }
+            Err(Failure::BeforeCrash(error)) => {
+                let count = lost_attempts.len() + 1;
+                eprintln!("lab: lost before the crash ({count} of {ATTEMPTS}): {error:#}");
+                lost_attempts.push(format!("{error:#}"));
+                if count as u32 >= ATTEMPTS {
+                    return Err(error.context(format!(
+                        "scenario {}: the lab lost {count} attempts before the crash (the last \
+                         is kept in {})",
+                        scenario.name,
+                        work.display()
+                    )));
+                }
+            }
+        }
+    }
+}
+
+/// One host, from its start to its end.
+fn attempt(
+    work: &Path,
+    images: &Images,
+    scenario: &Scenario,
+) -> Result<(Duration, Duration), Failure> {
+    let started = Instant::now();
+    let mut machine = bring_to_crash(work, images, scenario).map_err(Failure::BeforeCrash)?;
+    let to_crash = started.elapsed();
+    let died = Instant::now();
+    die(&mut machine, work, scenario).map_err(Failure::AfterCrash)?;
+    drop(machine);
+    Ok((to_crash, died.elapsed()))
+}
+
+/// Boots the host and starts all; returns at the moment of the crash.
+fn bring_to_crash(work: &Path, images: &Images, scenario: &Scenario) -> Result<Machine> {
+    let data = work.join("data.img");
+    let dump = work.join("dump.img");
+    make_ext4(&data, None, DATA_DISK_MIB)?;
+    make_ext4(&dump, None, DUMP_DISK_MIB)?;
+    let disks = [("data", data), ("dump", dump)].map(|(serial, image)| Disk {
+        serial,
+        image,
+        throw_away: false,
+    });
+    let mut machine = Machine::start(images, &scenario.hardware, &disks, work)?;
+    start_all(&mut machine, scenario)
+        .with_context(|| format!("the host's console ends:\n{}", machine.console_end()))?;
+    std::thread::sleep(Duration::from_millis(scenario.delay_ms()));
+    ensure!(
+        machine.is_running(),
+        "the host has ended by itself; its console ends:\n{}",
+        machine.console_end()
+    );
+    Ok(machine)
+}
+
+/// Loads the capture kernel, starts guests and the program, waits for their
+/// lines.
+pub fn start_all(machine: &mut Machine, scenario: &Scenario) -> Result<()> {
+    let agent = &mut machine.agent;
+    agent.wait_up(Duration::from_secs(120))?;
+    if scenario.death != Death::Paused {
+        let dumps: Vec<String> = scenario
+            .dumps
+            .iter()
+            .map(|dump| format!("{}:{}", dump.name, dump.options.replace(' ', ",")))
+            .collect();
+        let append = format!(
+            "console=ttyS0 quiet nr_cpus=1 irqpoll reset_devices labdump={}",
+            dumps.join(";")
+        );
+        let load = format!(
+            "kexec -p /boot/vmlinuz --initrd=/boot/capture.initrd --append='{append}' && \
+             cat /sys/kernel/kexec_crash_loaded && sysctl -w kernel.unknown_nmi_panic=1"
+        );
+        agent
+            .run(&load, Duration::from_secs(60))?
+            .success("kexec -p")?;
+    }
+    for guest in &scenario.guests {
+        if guest.disk_mib > 0 {
+            let make = format!("truncate -s {}M /data/{}.disk", guest.disk_mib, guest.name);
+            agent.run(&make, Duration::from_secs(20))?.success(&make)?;
+        }
+        start(
+            agent,
+            &guest.name,
+            guest.pid,
+            &guest.command_line(),
+            &log_of(guest),
+        )?;
+    }
+    if let Some(pid) = scenario.process {
+        agent
+            .run("mkdir -p /data/process", Duration::from_secs(20))?
+            .success("mkdir")?;
+        let line = "lab-process /data/process";
+        start(agent, "process", pid, line, "/data/process/out")?;
+    }
+    // Nothing of the preparation is unwritten: what the crash finds dirty is
+    // what guests and program have written since.
+    agent
+        .run("sync", Duration::from_secs(30))?
+        .success("sync")?;
+    for name in scenario.output_names() {
+        let path = Scenario::output_path(&name);
+        agent.follow(&name, &path)?;
+        agent.wait_lines(&name, scenario.warm_up, Duration::from_secs(240))?;
+    }
+    Ok(())
+}
+
+fn log_of(guest: &Guest) -> String {
+    format!("/data/{}.log", guest.name)
+}
+
+/// Starts a program in a session of its own under the PID that the scenario
+/// says: PIDs as high as on a host that has been up for a while, so that they
+/// are free after the reboot.
+fn start(agent: &mut Agent, name: &str, pid: u32, line: &str, out: &str) -> Result<()> {
+    let log = if name == "process" {
+        "/data/process/err".to_owned()
+    } else {
+        out.to_owned()
+    };
+    let command = format!(
+        "echo {} > /proc/sys/kernel/ns_last_pid; \
+         setsid {line} </dev/null >{out} 2>>{log} & echo $!",
+        pid - 1
+    );
+    let got = agent
+        .run(&command, Duration::from_secs(20))?
+        .success(name)?;
+    ensure!(
+        got.stdout.trim() == pid.to_string(),
+        "{name}: PID {} instead of {pid}",
+        got.stdout.trim()
+    );
+    Ok(())
+}
+
+/// The host's last moments, and its dumps out to `work`.
+fn die(machine: &mut Machine, work: &Path, scenario: &Scenario) -> Result<()> {
+    match scenario.death {
+        Death::Sysrq => {
+            machine
+                .agent
+                .send_run("echo c > /proc/sysrq-trigger", Duration::from_secs(600))?;
+        }
+        Death::Nmi => {
+            machine.qmp.command("inject-nmi", json!({}))?;
+        }
+        Death::Paused => {
+            machine.qmp.command("stop", json!({}))?;
+            for dump in &scenario.dumps {
+                let to = std::path::absolute(work.join(&dump.name))?;
+                let mut arguments = json!({
+                    "paging": false,
+                    "protocol": format!("file:{}", to.display()),
+                });
+                if dump.options != "elf" {
+                    arguments["format"] = json!(dump.options);
+                }
+                machine.qmp.command("dump-guest-memory", arguments)?;
+            }
+            machine.qmp.command("quit", json!({}))?;
+            machine.wait_off(Duration::from_secs(60))?;
+            std::fs::remove_file(work.join("dump.img"))?;
+            return Ok(());
+        }
+    }
+    machine.wait_off(Duration::from_secs(600))?;
+    let console = std::fs::read(&machine.console)?;
+    let console = String::from_utf8_lossy(&console);
+    ensure!(
+        console.contains("LAB CAPTURE DONE"),
+        "the capture kernel has not finished; the console ends:\n{}",
+        machine.console_end()
+    );
+    let mut files = Vec::new();
+    for dump in &scenario.dumps {
+        ensure!(
+            console.contains(&format!("LAB DUMP {} 0", dump.name)),
+            "makedumpfile {} failed; the console ends:\n{}",
+            dump.options,
+            machine.console_end()
+        );
+        files.push((format!("/{}", dump.name), work.join(&dump.name)));
+    }
+    let image = work.join("dump.img");
+    read_ext4(&image, &files)?;
+    std::fs::remove_file(image)?;
+    for (name, file) in &files {
+        let length = std::fs::metadata(file).map_or(0, |meta| meta.len());
+        ensure!(length > 1 << 20, "dump {name} has only {length} bytes");
+    }
+    Ok(())
+}

@@ -1,0 +1,220 @@
+//! Debian's own files for the lab's host: what this machine has installed is
+//! used as it is, the rest comes out of packages, unpacked and never installed.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail, ensure};
+
+/// Packages unpacked when a file of them is not installed here. The libraries
+/// are those that kexec-tools and makedumpfile link.
+const PACKAGES: [&str; 16] = [
+    "busybox-static",
+    "kexec-tools",
+    "makedumpfile",
+    "libxenmisc4.17",
+    "libxentoollog1",
+    "libxencall1",
+    "libxenevtchn1",
+    "libxengnttab1",
+    "libxenforeignmemory1",
+    "libxendevicemodel1",
+    "libxentoolcore1",
+    "liblzo2-2",
+    "libdw1",
+    "libelf1",
+    "liblzma5",
+    "libbz2-1.0",
+];
+
+/// The kernel's metapackage: Debian 12's 6.1 for clouds, which has KVM, BTF
+/// and few modules.
+const KERNEL_PACKAGE: &str = "linux-image-cloud-amd64";
+
+/// Where Debian's files are found.
+pub struct Debian {
+    unpacked: PathBuf,
+}
+
+/// One kernel: its image and its directory of modules.
+#[derive(Clone, Debug)]
+pub struct Kernel {
+    /// `vmlinuz`, as the boot loader would take it.
+    pub image: PathBuf,
+    /// `lib/modules/RELEASE/kernel`.
+    pub modules: PathBuf,
+    /// `uname -r`.
+    pub release: String,
+}
+
+impl Debian {
+    /// Files come from this machine, else from packages unpacked below `dir`.
+    #[must_use]
+    pub fn new(dir: &Path) -> Self {
+        Self {
+            unpacked: dir.join("packages"),
+        }
+    }
+
+    /// The file that a Debian host would have at `path`.
+    pub fn file(&self, path: &str) -> Result<PathBuf> {
+        let here = Path::new(path);
+        let suits = here.exists() && (path != "/bin/busybox" || is_static(here));
+        if suits {
+            return Ok(here.to_owned());
+        }
+        self.unpack_tools()?;
+        let relative = path.trim_start_matches('/');
+        // Packages of Debian 12 still say /bin and /sbin where an installed
+        // system has merged them into /usr.
+        for candidate in [relative, relative.trim_start_matches("usr/")] {
+            let unpacked = self.unpacked.join("root").join(candidate);
+            if unpacked.exists() {
+                return Ok(unpacked);
+            }
+        }
+        bail!("{path}: neither on this machine nor in {PACKAGES:?} (run scripts/setup?)")
+    }
+
+    /// The shared libraries that `program` needs: (path inside the host, file).
+    pub fn libraries(&self, program: &Path) -> Result<Vec<(String, PathBuf)>> {
+        let root = self.unpacked.join("root");
+        let search = ["usr/lib/x86_64-linux-gnu", "lib/x86_64-linux-gnu"]
+            .map(|dir| root.join(dir).display().to_string())
+            .join(":");
+        let output = Command::new("ldd")
+            .arg(program)
+            .env("LD_LIBRARY_PATH", search)
+            .output()
+            .context("ldd")?;
+        let text = String::from_utf8_lossy(&output.stdout);
+        let mut libraries = Vec::new();
+        for line in text.lines() {
+            ensure!(
+                !line.contains("not found"),
+                "{}: {} (a package is missing in the lab's list)",
+                program.display(),
+                line.trim()
+            );
+            let Some(file) = line.split_whitespace().find(|word| word.starts_with('/')) else {
+                continue;
+            };
+            let file = PathBuf::from(file);
+            let inside = match file.strip_prefix(&root) {
+                Ok(inside) => format!("/{}", inside.display()),
+                Err(_) => file.display().to_string(),
+            };
+            libraries.push((inside, file));
+        }
+        Ok(libraries)
+    }
+
+    /// Debian 12's cloud kernel, or the unpacked package at
+    /// `$VMRESTORE_LAB_KERNEL`.
+    pub fn kernel(&self) -> Result<Kernel> {
+        if let Some(dir) = std::env::var_os("VMRESTORE_LAB_KERNEL") {
+            return Kernel::in_package(Path::new(&dir));
+        }
+        let dir = self.unpacked.join("kernel");
+        if !dir.join("boot").exists() {
+            let depends = run(Command::new("apt-cache").args(["depends", KERNEL_PACKAGE]))?;
+            let package = depends
+                .split_whitespace()
+                .find(|word| word.starts_with("linux-image-"))
+                .filter(|word| *word != KERNEL_PACKAGE)
+                .or_else(|| {
+                    depends
+                        .split_whitespace()
+                        .find(|word| word.starts_with("linux-image-6"))
+                })
+                .with_context(|| format!("{KERNEL_PACKAGE} names no kernel: {depends}"))?;
+            self.unpack(&[package], &dir)?;
+        }
+        Kernel::in_package(&dir)
+    }
+
+    fn unpack_tools(&self) -> Result<()> {
+        let root = self.unpacked.join("root");
+        if root.exists() {
+            return Ok(());
+        }
+        self.unpack(&PACKAGES, &root)
+    }
+
+    /// Gets packages from the machine's own package sources and unpacks them
+    /// into `to`, which appears only when all is there.
+    fn unpack(&self, packages: &[&str], to: &Path) -> Result<()> {
+        let work = to.with_extension(format!("work{}", std::process::id()));
+        std::fs::create_dir_all(&work)?;
+        let debs = work.with_extension("debs");
+        std::fs::create_dir_all(&debs)?;
+        eprintln!("lab: getting packages: {}", packages.join(" "));
+        run(Command::new("apt-get")
+            .arg("download")
+            .args(packages)
+            .current_dir(&debs))
+        .context("apt-get download failed (are the package lists there? apt-get update)")?;
+        for entry in std::fs::read_dir(&debs)? {
+            run(Command::new("dpkg-deb")
+                .arg("-x")
+                .arg(entry?.path())
+                .arg(&work))?;
+        }
+        std::fs::remove_dir_all(&debs)?;
+        match std::fs::rename(&work, to) {
+            Ok(()) => Ok(()),
+            // Another run of the lab was faster.
+            Err(_) if to.exists() => Ok(std::fs::remove_dir_all(&work)?),
+            Err(error) => Err(error).with_context(|| to.display().to_string()),
+        }
+    }
+}
+
+impl Kernel {
+    fn in_package(dir: &Path) -> Result<Self> {
+        let boot = dir.join("boot");
+        let release = std::fs::read_dir(&boot)
+            .with_context(|| boot.display().to_string())?
+            .flatten()
+            .find_map(|entry| {
+                let name = entry.file_name().into_string().ok()?;
+                name.strip_prefix("vmlinuz-").map(str::to_owned)
+            })
+            .with_context(|| format!("{}: no vmlinuz-*", boot.display()))?;
+        Ok(Self {
+            image: boot.join(format!("vmlinuz-{release}")),
+            modules: dir.join("lib/modules").join(&release).join("kernel"),
+            release,
+        })
+    }
+
+    /// The file of the module at `path` (without suffix) in the kernel's tree.
+    pub fn module(&self, path: &str) -> Result<PathBuf> {
+        let file = self.modules.join(format!("{path}.ko"));
+        ensure!(file.exists(), "{}: no such module", file.display());
+        Ok(file)
+    }
+}
+
+/// True if the program needs no dynamic linker.
+fn is_static(program: &Path) -> bool {
+    Command::new("ldd")
+        .arg(program)
+        .output()
+        .is_ok_and(|output| !output.status.success())
+}
+
+/// Runs a command to its end; its stdout, or an error with all it said.
+pub(crate) fn run(command: &mut Command) -> Result<String> {
+    let output = command
+        .output()
+        .with_context(|| format!("cannot start {:?}", command.get_program()))?;
+    ensure!(
+        output.status.success(),
+        "{command:?}: {}\n{}{}",
+        output.status,
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    );
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}

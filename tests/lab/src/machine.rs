@@ -1,0 +1,206 @@
+//! The lab's host as a machine: one QEMU that emulates an AMD CPU with SVM, so
+//! that a real Linux with real `kvm_amd` runs in it wherever this runs.
+
+use std::os::fd::{AsRawFd, RawFd};
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use serde::{Deserialize, Serialize};
+
+use crate::agent::Agent;
+use crate::images::Images;
+use crate::qmp::Qmp;
+
+/// How the host's machine is made.
+#[derive(Clone, Debug, Serialize, Deserialize, PartialEq)]
+pub struct Hardware {
+    /// CPUs of the host.
+    pub cpus: u32,
+    /// Memory of the host, MiB.
+    pub memory_mib: u32,
+    /// Five-level paging, as `-cpu max` has it.
+    pub five_levels: bool,
+    /// Kept for the capture kernel, MiB; 64 is too little for it to boot.
+    pub crashkernel_mib: u32,
+}
+
+impl Default for Hardware {
+    fn default() -> Self {
+        Self {
+            cpus: 2,
+            memory_mib: 1024,
+            five_levels: true,
+            crashkernel_mib: 160,
+        }
+    }
+}
+
+/// A disk of the host.
+pub struct Disk {
+    /// By which the host finds it.
+    pub serial: &'static str,
+    /// Raw image.
+    pub image: PathBuf,
+    /// Writes are thrown away when the machine ends.
+    pub throw_away: bool,
+}
+
+/// A running host. It is killed when this is dropped, and by the kernel when
+/// the thread that started it ends.
+pub struct Machine {
+    child: Child,
+    /// Speaks to the machine itself (not to a guest in it).
+    pub qmp: Qmp,
+    /// Speaks to PID 1 of the host.
+    pub agent: Agent,
+    /// All that the host said on its console.
+    pub console: PathBuf,
+}
+
+impl Machine {
+    /// Starts a host; its console and what its QEMU says go into `dir`.
+    pub fn start(images: &Images, hardware: &Hardware, disks: &[Disk], dir: &Path) -> Result<Self> {
+        let console = dir.join("console.log");
+        let (qmp_ours, qmp_theirs) = UnixStream::pair()?;
+        let (agent_ours, agent_theirs) = UnixStream::pair()?;
+        let said = dir.join("qemu.log");
+        let mut command = Command::new("qemu-system-x86_64");
+        command
+            .args([
+                "-accel",
+                "tcg,thread=multi",
+                "-nodefaults",
+                "-no-user-config",
+            ])
+            .args(["-display", "none", "-no-reboot", "-cpu"])
+            .arg(format!(
+                "max,+svm,+npt{}",
+                if hardware.five_levels { "" } else { ",-la57" }
+            ))
+            .args(["-smp", &hardware.cpus.to_string()])
+            .args(["-m", &format!("{}M", hardware.memory_mib)])
+            .arg("-kernel")
+            .arg(&images.kernel)
+            .arg("-initrd")
+            .arg(&images.initrd)
+            .args([
+                "-append",
+                &format!(
+                    "console=ttyS0 quiet loglevel=4 crashkernel={}M panic=1",
+                    hardware.crashkernel_mib
+                ),
+            ])
+            .args(["-device", "vmcoreinfo"])
+            .args(["-serial", &format!("file:{}", console.display())])
+            .args([
+                "-chardev",
+                &format!("socket,id=qmp,fd={}", qmp_theirs.as_raw_fd()),
+                "-mon",
+                "chardev=qmp,mode=control",
+                "-device",
+                "virtio-serial-pci",
+                "-chardev",
+                &format!("socket,id=lab,fd={}", agent_theirs.as_raw_fd()),
+                "-device",
+                "virtserialport,chardev=lab,name=lab.control",
+            ]);
+        let root = Disk {
+            serial: "root",
+            image: images.root.clone(),
+            throw_away: true,
+        };
+        for disk in std::iter::once(&root).chain(disks) {
+            let (serial, image) = (disk.serial, disk.image.display());
+            let snapshot = if disk.throw_away { "on" } else { "off" };
+            command.args([
+                "-drive",
+                &format!("if=none,id={serial},file={image},format=raw,snapshot={snapshot}"),
+                "-device",
+                &format!("virtio-blk-pci,drive={serial},serial={serial}"),
+            ]);
+        }
+        command
+            .stdin(Stdio::null())
+            .stdout(std::fs::File::create(&said)?)
+            .stderr(std::fs::OpenOptions::new().append(true).open(&said)?);
+        let inherited = [qmp_theirs.as_raw_fd(), agent_theirs.as_raw_fd()];
+        // SAFETY: only async-signal-safe system calls between fork and exec.
+        unsafe { command.pre_exec(move || in_child(&inherited)) };
+        let child = command
+            .spawn()
+            .context("qemu-system-x86_64 (run scripts/setup?)")?;
+        drop((qmp_theirs, agent_theirs));
+        let mut machine = Self {
+            child,
+            agent: Agent::new(agent_ours, dir)?,
+            qmp: Qmp::new(qmp_ours)?,
+            console,
+        };
+        machine.qmp.greet().with_context(|| machine.words(&said))?;
+        Ok(machine)
+    }
+
+    /// Waits until the machine has turned itself off.
+    pub fn wait_off(&mut self, limit: Duration) -> Result<()> {
+        let deadline = Instant::now() + limit;
+        while Instant::now() < deadline {
+            if self.child.try_wait()?.is_some() {
+                return Ok(());
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        bail!(
+            "the host has not turned off within {} s; its console ends:\n{}",
+            limit.as_secs(),
+            self.console_end()
+        )
+    }
+
+    /// True while QEMU runs.
+    pub fn is_running(&mut self) -> bool {
+        matches!(self.child.try_wait(), Ok(None))
+    }
+
+    /// The last lines of the console.
+    #[must_use]
+    pub fn console_end(&self) -> String {
+        let text = std::fs::read(&self.console).unwrap_or_default();
+        let text = String::from_utf8_lossy(&text);
+        let lines: Vec<&str> = text.lines().collect();
+        lines[lines.len().saturating_sub(25)..].join("\n")
+    }
+
+    /// What QEMU said on its way out.
+    fn words(&self, said: &Path) -> String {
+        let text = std::fs::read_to_string(said).unwrap_or_default();
+        format!("QEMU: {}", text.trim())
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// In the forked child: the kernel kills it with its parent, and the sockets
+/// stay open over exec.
+fn in_child(inherited: &[RawFd]) -> std::io::Result<()> {
+    // SAFETY: plain system calls on descriptors that are open here.
+    unsafe {
+        if libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) != 0 {
+            return Err(std::io::Error::last_os_error());
+        }
+        for fd in inherited {
+            if libc::fcntl(*fd, libc::F_SETFD, 0) != 0 {
+                return Err(std::io::Error::last_os_error());
+            }
+        }
+    }
+    Ok(())
+}

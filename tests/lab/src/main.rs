@@ -1,0 +1,345 @@
+//! The lab's command: see docs/lab.md.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use clap::{Parser, Subcommand};
+use vmrestore_lab::crash::CachedDump;
+use vmrestore_lab::{Lab, Luggage, Output, Scenario, cached_dumps, series};
+
+/// Makes real dumps of real crashes, and reboots into the host that died
+#[derive(Parser)]
+#[command(name = "lab")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Builds programs and host images
+    Prepare,
+    /// Makes a scenario's dump, or finds it in the cache; prints its directory
+    Dump {
+        #[command(flatten)]
+        scenario: Choice,
+    },
+    /// Lists the dumps in the cache, and the scenarios
+    List,
+    /// Boots the host that died again and runs commands in it, with the dump
+    /// in /dump and vmrestore on the PATH; then judges what came back
+    Run {
+        /// Directory of a dump in the cache, or the beginning of its name
+        #[arg(long, default_value = "main")]
+        dump: String,
+        /// The vmrestore binary to take along
+        #[arg(long)]
+        vmrestore: Option<PathBuf>,
+        /// More files for /tools
+        #[arg(long = "tool")]
+        tools: Vec<PathBuf>,
+        /// Files for /dump instead of the dump's own
+        #[arg(long = "file")]
+        files: Vec<PathBuf>,
+        /// Seconds that each command may take
+        #[arg(long, default_value_t = 300)]
+        seconds: u64,
+        /// Then wait for so many new lines of every guest and of the program
+        #[arg(long)]
+        lines: Option<usize>,
+        /// Judge all outputs at the end (implied by --lines)
+        #[arg(long)]
+        judge: bool,
+        /// CPUs of the rebooted host, instead of those it had
+        #[arg(long)]
+        cpus: Option<u32>,
+        /// Directory for the run's files
+        #[arg(long)]
+        keep: Option<PathBuf>,
+        /// Shell commands, one after the other
+        #[arg(last = true)]
+        commands: Vec<String>,
+    },
+    /// Starts a scenario, crashes nothing, and runs commands beside its guests
+    Live {
+        #[command(flatten)]
+        scenario: Choice,
+        /// The vmrestore binary to take along
+        #[arg(long)]
+        vmrestore: Option<PathBuf>,
+        /// Shell commands, one after the other
+        #[arg(last = true)]
+        commands: Vec<String>,
+    },
+    /// Crashes at random moments in a row, a restore of all after each, and a
+    /// table: run, guest, where its vCPUs were, verdict
+    Series {
+        #[command(flatten)]
+        scenario: Choice,
+        /// The vmrestore binary
+        #[arg(long, default_value = "target/release/vmrestore")]
+        vmrestore: PathBuf,
+        /// Crashes
+        #[arg(long, default_value_t = 10)]
+        runs: u64,
+        /// Shell command that restores everything
+        #[arg(long, default_value = series::RESTORE)]
+        restore: String,
+        /// Lines that each must print after the restore
+        #[arg(long, default_value_t = 30)]
+        lines: usize,
+        /// File for the table in Markdown, beside stdout
+        #[arg(long)]
+        table: Option<PathBuf>,
+    },
+    /// Removes old runs, and with --dumps the cached dumps too
+    Clean {
+        /// The dumps too
+        #[arg(long)]
+        dumps: bool,
+    },
+}
+
+#[derive(clap::Args)]
+struct Choice {
+    /// The scenario's name (see `lab list`)
+    #[arg(long, default_value = "main")]
+    scenario: String,
+    /// Tells dumps of one scenario apart and decides the crash's moment
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// CPUs of the host
+    #[arg(long)]
+    host_cpus: Option<u32>,
+}
+
+impl Choice {
+    fn scenario(&self) -> Result<Scenario> {
+        let mut scenario = Scenario::named(&self.scenario)
+            .with_context(|| format!("no scenario {:?} (see lab list)", self.scenario))?;
+        scenario.seed = self.seed;
+        if let Some(cpus) = self.host_cpus {
+            scenario.hardware.cpus = cpus;
+        }
+        Ok(scenario)
+    }
+}
+
+fn main() -> ExitCode {
+    match run(Cli::parse().command) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("lab: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command) -> Result<ExitCode> {
+    match command {
+        Command::Prepare => {
+            let lab = Lab::prepare()?;
+            println!("{}", lab.dir.join("images").join(&lab.images.key).display());
+        }
+        Command::Dump { scenario } => {
+            let lab = Lab::prepare()?;
+            let started = Instant::now();
+            let dump = lab.dump(&scenario.scenario()?)?;
+            let record = &dump.record;
+            eprintln!(
+                "lab: {:.0} s; when it was made: {:.0} s to the crash, {:.0} s to the dump, {} \
+                 attempts lost before the crash",
+                started.elapsed().as_secs_f64(),
+                record.seconds_to_crash,
+                record.seconds_to_dump,
+                record.lost_attempts.len()
+            );
+            println!("{}", dump.dir.display());
+        }
+        Command::List => list()?,
+        Command::Run {
+            dump,
+            vmrestore,
+            tools,
+            files,
+            seconds,
+            lines,
+            judge,
+            cpus,
+            keep,
+            commands,
+        } => {
+            let mut dump = find_dump(&dump)?;
+            if let Some(cpus) = cpus {
+                dump.record.scenario.hardware.cpus = cpus;
+            }
+            let mut luggage = Luggage {
+                tools: named(&tools)?,
+                dumps: named(&files)?,
+            };
+            if let Some(binary) = vmrestore {
+                luggage.tools.push(("vmrestore".into(), binary));
+            }
+            let lab = Lab::of(&dump)?;
+            let dir = keep.unwrap_or_else(|| lab.new_run());
+            return run_again(
+                &lab, &dump, &luggage, &dir, &commands, seconds, lines, judge,
+            );
+        }
+        Command::Live {
+            scenario,
+            vmrestore,
+            commands,
+        } => {
+            let lab = Lab::prepare()?;
+            let luggage = vmrestore.as_deref().map(Luggage::vmrestore);
+            let mut machine = lab.live(
+                &scenario.scenario()?,
+                &luggage.unwrap_or_default(),
+                &lab.new_run(),
+            )?;
+            for command in &commands {
+                let limit = Duration::from_secs(300);
+                print(command, &machine.agent.run(command, limit)?);
+            }
+        }
+        Command::Series {
+            scenario,
+            vmrestore,
+            runs,
+            restore,
+            lines,
+            table,
+        } => {
+            let lab = Lab::prepare()?;
+            let options = series::Options {
+                vmrestore,
+                runs,
+                restore,
+                lines,
+            };
+            let report = series::run(&lab, &scenario.scenario()?, &options)?;
+            println!("{report}");
+            if let Some(path) = table {
+                std::fs::write(&path, format!("{report}\n"))
+                    .with_context(|| path.display().to_string())?;
+            }
+            if !report.all_good() {
+                return Ok(ExitCode::FAILURE);
+            }
+        }
+        Command::Clean { dumps } => {
+            let dir = Lab::directory();
+            for (name, wanted) in [("runs", true), ("dumps", dumps)] {
+                if wanted && dir.join(name).exists() {
+                    std::fs::remove_dir_all(dir.join(name))?;
+                }
+            }
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn list() -> Result<()> {
+    println!("scenarios:");
+    for (name, what) in Scenario::NAMES {
+        println!("  {name:10} {what}");
+    }
+    println!(
+        "dumps in {}/dumps, the newest first:",
+        Lab::directory().display()
+    );
+    for dir in cached_dumps(&Lab::directory()) {
+        let dump = CachedDump::open(&dir)?;
+        let size = std::fs::metadata(dump.path()).map_or(0, |meta| meta.len());
+        println!(
+            "  {}  {} MB, seed {}",
+            dir.file_name().unwrap_or_default().to_string_lossy(),
+            size / 1_000_000,
+            dump.record.scenario.seed
+        );
+    }
+    Ok(())
+}
+
+/// A dump by its name; a scenario's name makes it if it is not there.
+fn find_dump(name: &str) -> Result<CachedDump> {
+    match Scenario::named(name) {
+        Some(scenario) => Lab::prepare()?.dump(&scenario),
+        None => Lab::find_dump(&Lab::directory(), name),
+    }
+}
+
+fn named(files: &[PathBuf]) -> Result<Vec<(String, PathBuf)>> {
+    files
+        .iter()
+        .map(|file| {
+            let name = file.file_name().context("a file's path")?;
+            Ok((name.to_string_lossy().into_owned(), file.clone()))
+        })
+        .collect()
+}
+
+fn print(command: &str, output: &Output) {
+    eprintln!("lab: $ {command}");
+    print!("{}", output.stdout);
+    eprint!("{}", output.stderr);
+    if output.code != 0 {
+        eprintln!("lab: exit code {}", output.code);
+    }
+}
+
+#[expect(clippy::too_many_arguments, reason = "one call, from the command line")]
+fn run_again(
+    lab: &Lab,
+    dump: &CachedDump,
+    luggage: &Luggage,
+    dir: &Path,
+    commands: &[String],
+    seconds: u64,
+    lines: Option<usize>,
+    judge: bool,
+) -> Result<ExitCode> {
+    let started = Instant::now();
+    let mut host = lab.reboot_in(dump, luggage, dir)?;
+    eprintln!("lab: up after {:.1} s", started.elapsed().as_secs_f64());
+    let mut code = 0;
+    for command in commands {
+        let output = host.run(command, Duration::from_secs(seconds));
+        let output = output.with_context(|| host.machine.console_end())?;
+        print(command, &output);
+        if code == 0 {
+            code = output.code;
+        }
+    }
+    if let Some(count) = lines {
+        host.follow_all()?;
+        for name in dump.names() {
+            if let Err(error) = host.wait_new_lines(&name, count, Duration::from_secs(120)) {
+                eprintln!("lab: {error:#}");
+            }
+        }
+    }
+    if lines.is_none() && !judge {
+        return Ok(ExitCode::from(u8::try_from(code).unwrap_or(1)));
+    }
+    let aftermath = host.finish()?;
+    let mut good = true;
+    for (name, verdict) in aftermath.verdicts(lines.unwrap_or(0)) {
+        println!("{name}: {verdict}");
+        good &= verdict.is_good();
+    }
+    eprintln!(
+        "lab: outputs and disks are in {}",
+        dir.join("after").display()
+    );
+    if !good {
+        bail!(
+            "not everything came back whole (the run is kept in {})",
+            dir.display()
+        );
+    }
+    Ok(ExitCode::from(u8::try_from(code).unwrap_or(1)))
+}
