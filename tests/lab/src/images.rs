@@ -321,10 +321,14 @@ fn guest_initramfs(kernel: &Kernel, programs: &Programs) -> Result<Vec<u8>> {
     Ok(cpio.finish())
 }
 
+const LAYOUT: u32 = 2;
+
 /// One hash over all inputs. Our own programs and texts count by content,
 /// Debian's files by path, size and time of change.
 fn digest(items: &[(String, Item)], initrd: &[u8]) -> Result<String> {
     let mut hasher = DefaultHasher::new();
+    // Raised when images of the same inputs are built differently.
+    LAYOUT.hash(&mut hasher);
     initrd.hash(&mut hasher);
     for (path, item) in items {
         path.hash(&mut hasher);
@@ -360,7 +364,8 @@ pub fn make_ext4(image: &Path, from: Option<&Path>, mib: u64) -> Result<()> {
         "-E",
         "lazy_itable_init=0,lazy_journal_init=0,root_owner=0:0",
     ]);
-    command.args(["-m", "0"]);
+    // What a disk of ordinary size would have, not the 1 KiB of tiny ones.
+    command.args(["-m", "0", "-b", "4096", "-I", "256"]);
     if let Some(from) = from {
         command.arg("-d").arg(from);
     }
