@@ -2,22 +2,38 @@
 //!
 //! It knows no dump and no dead kernel: pages reach it through
 //! [`PageSource`].
+//!
+//! [`prepare`] makes *stubs* (`stub`), empty processes that hold the old PIDs,
+//! stopped by ptrace, and builds in each what the process had, by system calls
+//! that the stub makes itself (`inject`, `calls`). Nothing runs yet: now the
+//! caller writes back what never reached the disks ([`disks`]) and notes that
+//! this was done ([`journal`]). [`Prepared::resume`] then lets all of them go
+//! at once; dropping it instead leaves nothing behind.
 
+mod address_space;
+mod calls;
+mod credentials;
 pub mod disks;
+mod error;
+mod files;
+mod fill;
+mod inject;
 pub mod journal;
 pub mod kvm;
+mod namespaces;
+mod native;
+mod objects;
+mod preflight;
+mod registers;
+mod resume;
+mod signals;
+mod stub;
 mod syscalls;
-
-// FACE THAT cli/ CALLS (note to the author of the orchestration; replace this comment by it):
-//   pub struct Options { pub paused: bool, pub dry_run: bool, .. }           (Default)
-//   pub struct Restored { pub pid: i32, pub old_pid: i32 }
-//   /// Builds everything, stopped; nothing outside of the stubs is changed. Dropping it kills all of it.
-//   pub fn prepare(&Dataset, &dyn PageSource, &Options) -> Result<Prepared, RestoreError>
-//   impl Prepared { pub fn processes(&self) -> &[Restored]; pub fn fidelity(&self) -> &[Fidelity];
-//                   /// Lets all of it run (or leaves it stopped by SIGSTOP when `paused`).
-//                   pub fn resume(self) -> Result<Vec<Restored>, RestoreError> }
-//   impl RestoreError { pub fn hint(&self) -> &str }
-// Between prepare and resume the CLI writes dirty file pages back and makes the journal durable.
+mod threads;
+mod timers;
+mod vma_flags;
 
 pub use crate::dataset::{PageSource, PageSourceError};
+pub use error::RestoreError;
+pub use native::{Options, Prepared, Progress, Restored, prepare};
 pub use syscalls::{Errno, Syscalls};
