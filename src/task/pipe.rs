@@ -1,0 +1,138 @@
+//! Pipes and FIFOs: `struct pipe_inode_info`.
+
+use std::collections::HashMap;
+
+use super::extract::Extraction;
+use super::path::Name;
+use crate::dataset::{Blob, FileKind, ObjectId, Pipe, PipeEnd};
+use crate::kernel::{Kernel, KernelError, Object};
+
+/// Bytes in a page.
+const PAGE: u64 = 4096;
+/// `f_mode`: FMODE_READ, FMODE_WRITE.
+const READ: u64 = 1;
+const WRITE: u64 = 2;
+/// Most buffers of a pipe. `fs.pipe-max-size` may be raised to 2^31 bytes.
+const MAX_BUFFERS: u64 = 1 << 19;
+
+/// Which end of which pipe a file is; the pipe is added to the extraction.
+pub(super) fn kind(
+    x: &mut Extraction<'_, '_>,
+    file: &Object<'_>,
+    name: &Name,
+) -> Result<FileKind, KernelError> {
+    let id = ObjectId(file.ptr("private_data")?);
+    let kernel = x.kernel;
+    x.pipe(id, || read(kernel, id))?;
+    Ok(FileKind::Pipe {
+        pipe: id,
+        end: match file.u("f_mode")? & (READ | WRITE) {
+            READ => PipeEnd::Read,
+            WRITE => PipeEnd::Write,
+            _ => PipeEnd::Both,
+        },
+        named: !name.nameless,
+    })
+}
+
+fn read(kernel: &Kernel, id: ObjectId) -> Result<Pipe, KernelError> {
+    let pipe = kernel.object("pipe_inode_info", id.0)?;
+    let damaged = |detail: String| KernelError::Damaged {
+        what: "pipe_inode_info",
+        addr: id.0,
+        detail,
+    };
+    // A ring with head and tail since Linux commit 8cefc107ca54 ("pipe: Use
+    // head and tail pointers for the ring, not cursor and length") (in v5.5).
+    let (head, tail) = (pipe.u("head")?, pipe.u("tail")?);
+    let ring = pipe.u("ring_size")?;
+    let full = (head.wrapping_sub(tail)) & 0xffff_ffff;
+    if !ring.is_power_of_two() || ring > MAX_BUFFERS || full > ring {
+        return Err(damaged(format!(
+            "{full} buffers are full of a ring of {ring}"
+        )));
+    }
+    let bufs = pipe.ptr("bufs")?;
+    let size = kernel.size_of("pipe_buffer")?;
+    let mut content = Vec::new();
+    for i in 0..full {
+        let slot = tail.wrapping_add(i) & (ring - 1);
+        let buffer = kernel.object("pipe_buffer", bufs.wrapping_add(slot * size))?;
+        let (offset, len) = (buffer.u("offset")?, buffer.u("len")?);
+        if offset >= 1 << 30 || len > 1 << 30 {
+            return Err(damaged(format!(
+                "buffer {slot} holds {len} bytes at {offset}"
+            )));
+        }
+        let pfn = kernel.page_to_pfn(buffer.ptr("page")?)?;
+        let at = pfn.wrapping_mul(PAGE).wrapping_add(offset);
+        let mut bytes = vec![0; usize::try_from(len).unwrap_or(0)];
+        kernel
+            .memory()
+            .read_physical(at, &mut bytes)
+            .map_err(|source| KernelError::Memory {
+                addr: buffer.addr(),
+                phys: at,
+                len: bytes.len(),
+                source: std::sync::Arc::new(source),
+            })?;
+        content.extend_from_slice(&bytes);
+    }
+    let buffers = if pipe.has("max_usage") {
+        pipe.u("max_usage")?
+    } else {
+        ring
+    };
+    Ok(Pipe {
+        id,
+        capacity: buffers.saturating_mul(PAGE),
+        content: Blob(content),
+        closed_set: false,
+    })
+}
+
+/// Says of each pipe whether all of its ends are in the extraction.
+pub(super) fn close_sets(x: &mut Extraction<'_, '_>) {
+    let kernel = x.kernel;
+    // By pipe: ends that were extracted, and whether others hold one too.
+    let mut ends: HashMap<ObjectId, (u64, bool)> = HashMap::new();
+    for file in &x.out.files {
+        if let FileKind::Pipe { pipe, .. } = file.kind {
+            let entry = ends.entry(pipe).or_insert((0, false));
+            entry.0 += 1;
+            let held = held(kernel, file.id).unwrap_or(u64::MAX);
+            entry.1 |= held > x.references(file.id);
+        }
+    }
+    let mut open = Vec::new();
+    for pipe in &mut x.out.pipes {
+        let files = kernel
+            .object("pipe_inode_info", pipe.id.0)
+            .and_then(|p| p.u("files"))
+            .unwrap_or(u64::MAX);
+        pipe.closed_set = ends
+            .get(&pipe.id)
+            .is_some_and(|(found, others)| *found == files && !others);
+        if !pipe.closed_set {
+            open.push(pipe.id);
+        }
+    }
+    for id in open {
+        x.reconstructed(
+            &format!("pipe {id}"),
+            "other end",
+            "processes that are not restored held an end of it too; what is restored sees them gone",
+        );
+    }
+}
+
+/// How many references a file has.
+fn held(kernel: &Kernel, file: ObjectId) -> Result<u64, KernelError> {
+    let file = kernel.object("file", file.0)?;
+    if file.has("f_count") {
+        return file.u("f_count.counter");
+    }
+    // file_ref_t counts from -1 since Linux commit 90ee6ed776c0 ("fs: port
+    // files to file_ref") (in v6.13).
+    Ok(file.u("f_ref.refcnt.counter")?.wrapping_add(1))
+}

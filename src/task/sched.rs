@@ -1,0 +1,39 @@
+//! How a thread was scheduled.
+
+use super::list::int;
+use super::page_cache::words;
+use crate::dataset::Scheduling;
+use crate::kernel::{KernelError, Object};
+
+/// `static_prio` of nice 0. Linux include/linux/sched/prio.h.
+const DEFAULT_PRIO: i32 = 120;
+
+/// Policy, priority and affinity of a thread.
+pub(super) fn read(task: &Object<'_>) -> Result<Scheduling, KernelError> {
+    Ok(Scheduling {
+        policy: u32::try_from(task.u("policy")?).unwrap_or(0),
+        nice: int(task, "static_prio")?.saturating_sub(DEFAULT_PRIO),
+        rt_priority: u32::try_from(task.u("rt_priority")?).unwrap_or(0),
+        affinity: affinity(task)?,
+    })
+}
+
+/// The CPUs that it may run on; empty when these are all that were online.
+fn affinity(task: &Object<'_>) -> Result<Vec<u32>, KernelError> {
+    let mask = words(&task.get("cpus_mask")?.bytes()?);
+    let allowed: Vec<u32> = mask
+        .iter()
+        .enumerate()
+        .flat_map(|(word, bits)| {
+            (0..64u32)
+                .filter(move |bit| bits >> bit & 1 != 0)
+                .filter_map(move |bit| Some(u32::try_from(word).ok()?.checked_mul(64)? + bit))
+        })
+        .collect();
+    let online = task.kernel().cpus()?;
+    Ok(if online.iter().all(|cpu| allowed.contains(cpu)) {
+        Vec::new()
+    } else {
+        allowed
+    })
+}

@@ -1,0 +1,249 @@
+//! Threads: registers, FPU, signals, and how each goes on.
+
+use super::extract::Extraction;
+use super::list::{int, raw_state};
+use super::path::{self, Place};
+use super::resume::{self, Facts};
+use super::{credentials, fpu, process, registers, sched, signal};
+use crate::dataset::{FidelityLevel, RobustList, Rseq, RunState, Thread};
+use crate::kernel::{AddressSpace, KernelError, Object, XsaveLayout};
+
+/// `task.flags`: io_uring and vhost made it, and will make it again.
+/// PF_IO_WORKER, PF_USER_WORKER.
+const WORKERS: u64 = 0x10 | 0x4000;
+/// Bytes of a `struct robust_list_head`.
+const ROBUST_LIST_LEN: u64 = 24;
+/// Bytes of the `struct rseq` that every kernel knows.
+const RSEQ_LEN: u64 = 32;
+/// `task.atomic_flags`: PFA_NO_NEW_PRIVS.
+const NO_NEW_PRIVS: u64 = 1;
+
+/// Threads of the process whose leader is `task`, the leader first; those
+/// that were dead or belong to the kernel are left out.
+pub(super) fn tasks<'k>(leader: &Object<'k>) -> Result<Vec<Object<'k>>, KernelError> {
+    let head = leader.follow("signal")?.get("thread_head")?;
+    let mut all = crate::kernel::containers::list(&head, "task_struct", "thread_node")?;
+    all.sort_by_key(|t| t.addr() != leader.addr());
+    let mut out = Vec::new();
+    for task in all {
+        if task.u("flags")? & WORKERS == 0 && task.u("exit_state")? == 0 {
+            out.push(task);
+        }
+    }
+    Ok(out)
+}
+
+/// What the threads of a process have in common for their reading.
+pub(super) struct Context<'a, 'k> {
+    pub pid: i32,
+    pub space: &'a AddressSpace<'k>,
+    pub layout: &'a XsaveLayout,
+    pub root: Option<Place>,
+}
+
+/// Reads one thread.
+pub(super) fn read(
+    x: &mut Extraction<'_, '_>,
+    context: &Context<'_, '_>,
+    task: &Object<'_>,
+) -> Result<Thread, KernelError> {
+    let tid = int(task, "pid")?;
+    let subject = format!("pid {} thread {tid}", context.pid);
+    let mut regs = registers::read(task)?;
+    let on_cpu = on_cpu(task)?;
+    let facts = Facts {
+        regs,
+        running: raw_state(task)? == 0,
+        restart_function: x
+            .kernel
+            .symbol_at(task.ptr("restart_block.fn")?)
+            .map(|(name, _)| name)
+            .unwrap_or_default(),
+        vfork_child: vfork_child(task).unwrap_or(None),
+        sleeps_ns: sleep_left(x, task),
+        crashed_the_host: on_cpu.is_some() && writes_sysrq(task, &regs, context.root),
+    };
+    let decision = resume::decide(&facts);
+    if let Some(number) = decision.number {
+        regs.orig_rax = number;
+    }
+    if let Some((level, how)) = decision.report {
+        let what = decision
+            .syscall
+            .as_ref()
+            .map_or("user mode", |s| s.name.as_str());
+        match level {
+            FidelityLevel::Lost => x.lost(&subject, what, how),
+            _ => x.reconstructed(&subject, what, how),
+        }
+    }
+    let fpu = fpu::read(task, context.layout, on_cpu.is_some());
+    let (xsave, fpu_stale) = match fpu {
+        Ok(fpu) => (Some(fpu.xsave), fpu.stale),
+        Err(error) => {
+            x.lost(&subject, "FPU registers", error.to_string());
+            (None, true)
+        }
+    };
+    if fpu_stale && xsave.is_some() {
+        x.lost(
+            &subject,
+            "FPU registers",
+            "it was on a CPU, where the true ones stayed; those of its last switch are used",
+        );
+    }
+    if on_cpu.is_some() && !points_to_itself(context.space, regs.fs_base) {
+        x.reconstructed(
+            &subject,
+            "FS and GS base",
+            "it was on a CPU; as of its last switch",
+        );
+    }
+    let seccomp = credentials::seccomp(task)?;
+    if seccomp.mode == 2 && seccomp.filters.is_empty() {
+        x.lost(
+            &subject,
+            "seccomp filters",
+            "the dead kernel kept no copy of them (CONFIG_CHECKPOINT_RESTORE)",
+        );
+    }
+    let in_call = decision.syscall.as_ref().map(|s| s.number);
+    Ok(Thread {
+        tid,
+        ns_tid: process::innermost_pid(task)?,
+        comm: task.get("comm")?.string()?,
+        run_state: match (on_cpu, &decision.syscall) {
+            (Some(cpu), None) => RunState::OnCpuUser { cpu },
+            (Some(cpu), Some(_)) => RunState::OnCpuKernel { cpu },
+            (None, None) => RunState::PreemptedUser,
+            (None, Some(_)) => RunState::InSyscall,
+        },
+        regs,
+        syscall: decision.syscall,
+        resume: decision.resume,
+        xsave,
+        fpu_stale,
+        sigmask: signal::mask(task, in_call)?,
+        pending: signal::pending(&task.get("pending")?)?,
+        sigaltstack: signal::alternate_stack(task)?,
+        rseq: rseq(task)?,
+        robust_list: robust_list(task)?,
+        clear_child_tid: task.ptr("clear_child_tid")?,
+        credentials: credentials::read(task)?,
+        no_new_privs: task.u("atomic_flags")? & NO_NEW_PRIVS != 0,
+        seccomp,
+        scheduling: sched::read(task)?,
+        pdeath_signal: int(task, "pdeath_signal")?,
+        timer_slack_ns: task.u("timer_slack_ns")?,
+    })
+}
+
+/// The CPU that a thread was on.
+fn on_cpu(task: &Object<'_>) -> Result<Option<u32>, KernelError> {
+    if task.u("on_cpu")? == 0 {
+        return Ok(None);
+    }
+    // In thread_info since Linux commit bcf9033e5449 ("sched: move CPU field
+    // back into thread_info if THREAD_INFO_IN_TASK=y") (in v5.16).
+    let cpu = if task.has("thread_info.cpu") {
+        task.u("thread_info.cpu")?
+    } else {
+        task.u("cpu")?
+    };
+    Ok(Some(u32::try_from(cpu).unwrap_or(u32::MAX)))
+}
+
+/// A TLS block of glibc or musl begins with its own address: then the base is
+/// known to be right.
+fn points_to_itself(space: &AddressSpace<'_>, base: u64) -> bool {
+    let mut word = [0; 8];
+    base != 0 && space.read(base, &mut word).is_ok() && u64::from_le_bytes(word) == base
+}
+
+/// The child that a thread which sleeps in vfork waits for.
+fn vfork_child(task: &Object<'_>) -> Result<Option<i32>, KernelError> {
+    let children =
+        crate::kernel::containers::list(&task.get("children")?, "task_struct", "sibling")?;
+    for child in children {
+        if child.ptr("vfork_done")? != 0 {
+            return Ok(Some(int(&child, "pid")?));
+        }
+    }
+    Ok(None)
+}
+
+/// The descriptor that a write goes to is /proc/sysrq-trigger's.
+fn writes_sysrq(task: &Object<'_>, regs: &crate::dataset::UserRegs, root: Option<Place>) -> bool {
+    const WRITE: u64 = 1;
+    let path = || -> Result<String, KernelError> {
+        let file = process::descriptor(task, regs.rdi)?;
+        Ok(path::name(task.kernel(), Place::of(&file.get("f_path")?)?, root)?.path)
+    };
+    regs.orig_rax == WRITE && path().is_ok_and(|p| p.ends_with("/sysrq-trigger"))
+}
+
+/// Time until the timer that the thread sleeps on wakes it: the
+/// `hrtimer_sleeper` on its kernel stack.
+fn sleep_left(x: &Extraction<'_, '_>, task: &Object<'_>) -> Option<i64> {
+    let kernel = x.kernel;
+    let wakeup = kernel.symbol("hrtimer_wakeup").ok()?;
+    let function = kernel.offset_of("hrtimer", "function").ok()?;
+    let owner = kernel.offset_of("hrtimer_sleeper", "task").ok()?;
+    let stack = task.ptr("stack").ok()?;
+    let sp = task.u("thread.sp").ok()?;
+    // Within the stack, from its pointer up.
+    let end = stack.checked_add(16 << 10)?;
+    let len = usize::try_from(end.checked_sub(sp).filter(|l| *l <= 16 << 10)?).ok()?;
+    let mut bytes = vec![0; len];
+    kernel.read(sp, &mut bytes).ok()?;
+    super::page_cache::words(&bytes)
+        .iter()
+        .enumerate()
+        .filter(|(_, word)| **word == wakeup)
+        .filter_map(|(i, _)| {
+            let at = sp
+                .checked_add(u64::try_from(i).ok()? * 8)?
+                .checked_sub(function)?;
+            let timer = kernel.object("hrtimer_sleeper", at).ok()?;
+            (kernel.read_u64(at.checked_add(owner)?).ok()? == task.addr()).then_some(timer)
+        })
+        .find_map(|sleeper| {
+            let clock = sleeper.follow("timer.base").ok()?.i("clockid").ok()?;
+            let expires = sleeper.i("timer.node.expires").ok()?;
+            Some(expires.saturating_sub(x.clocks.now(clock)))
+        })
+}
+
+fn rseq(task: &Object<'_>) -> Result<Option<Rseq>, KernelError> {
+    // A struct of its own since v6.19; pointer, length (since v6.3) and
+    // signature apart before.
+    let (address, len, signature) = if task.has("rseq.usrptr") {
+        (
+            task.ptr("rseq.usrptr")?,
+            task.u("rseq.len")?,
+            task.u("rseq.sig")?,
+        )
+    } else if task.has("rseq") {
+        let len = if task.has("rseq_len") {
+            task.u("rseq_len")?
+        } else {
+            RSEQ_LEN
+        };
+        (task.ptr("rseq")?, len, task.u("rseq_sig")?)
+    } else {
+        return Ok(None);
+    };
+    Ok((address != 0).then(|| Rseq {
+        address,
+        len: u32::try_from(len).unwrap_or(32),
+        signature: u32::try_from(signature).unwrap_or(0),
+    }))
+}
+
+fn robust_list(task: &Object<'_>) -> Result<Option<RobustList>, KernelError> {
+    let head = task.ptr("robust_list")?;
+    Ok((head != 0).then_some(RobustList {
+        head,
+        len: ROBUST_LIST_LEN,
+    }))
+}

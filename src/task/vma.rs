@@ -1,0 +1,481 @@
+//! VMAs: what is mapped where, and which pages are the process's own.
+
+use std::collections::HashMap;
+use std::ops::ControlFlow;
+
+use super::extract::Extraction;
+use super::file::{self, operations};
+use super::inode::{self, Runs};
+use super::page_cache::Wanted;
+use super::page_frame::Frames;
+use super::path::{self, Name, Place};
+use crate::dataset::{MappingKind, ObjectId, PageContent, PageRun, Vma};
+use crate::dump::Missing;
+use crate::kernel::{AddressSpace, Entry, KernelError, Mapping, Object, containers};
+
+/// Bytes in a page.
+const PAGE: u64 = 4096;
+/// Most VMAs of a process; `vm.max_map_count` is 65530 unless raised.
+const MAX_VMAS: usize = 16 << 20;
+
+/// `vm_flags`. Linux include/linux/mm.h.
+const VM_SHARED: u64 = 0x8;
+const VM_MAYWRITE: u64 = 0x20;
+const VM_GROWSDOWN: u64 = 0x100;
+const VM_PFNMAP: u64 = 0x400;
+const VM_IO: u64 = 0x4000;
+
+/// The VMAs of `mm`, with their pages.
+pub(super) fn read(
+    x: &mut Extraction<'_, '_>,
+    mm: &Object<'_>,
+    subject: &str,
+    root: Option<Place>,
+) -> Result<Vec<Vma>, KernelError> {
+    let kernel = x.kernel;
+    // The same object, with the extraction's own lifetime.
+    let mm = kernel.object("mm_struct", mm.addr())?;
+    let space = super::access::space(&mm)?;
+    let mut reader = Reader {
+        space,
+        subject,
+        root,
+        vdso: mm.ptr("context.vdso").unwrap_or(0),
+        heap: (mm.u("start_brk")?, mm.u("brk")?),
+        orphans: HashMap::new(),
+    };
+    let mut out = Vec::new();
+    for area in areas(&mm)? {
+        out.push(reader.area(x, &area)?);
+    }
+    out.sort_by_key(|v| v.start);
+    Ok(out)
+}
+
+/// All `vm_area_struct`s of an address space.
+fn areas<'k>(mm: &Object<'k>) -> Result<Vec<Object<'k>>, KernelError> {
+    let kernel = mm.kernel();
+    // A maple tree since Linux commit d4af56c5c7c6 ("mm: start tracking VMAs
+    // with maple tree") (in v6.1); a list before.
+    if mm.has("mm_mt") {
+        return containers::maple_tree(&mm.get("mm_mt")?)?
+            .into_iter()
+            .map(|(_, _, entry)| kernel.object("vm_area_struct", entry))
+            .collect();
+    }
+    let mut out = Vec::new();
+    let mut next = mm.follow_opt("mmap")?;
+    while let Some(area) = next {
+        if out.len() >= MAX_VMAS {
+            return Err(KernelError::Damaged {
+                what: "mm_struct.mmap",
+                addr: mm.addr(),
+                detail: format!("more than {MAX_VMAS} areas"),
+            });
+        }
+        next = area.follow_opt("vm_next")?;
+        out.push(area);
+    }
+    Ok(out)
+}
+
+struct Reader<'a, 'k> {
+    space: AddressSpace<'k>,
+    subject: &'a str,
+    root: Option<Place>,
+    vdso: u64,
+    heap: (u64, u64),
+    /// Pages in the cache of files without a name, by inode.
+    orphans: HashMap<u64, Vec<PageRun>>,
+}
+
+/// Which pages of an area are taken from the page tables.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Take {
+    None,
+    /// All that are mapped.
+    All,
+    /// Those that are anonymous: written to, and no longer the file's.
+    Anonymous,
+}
+
+impl<'k> Reader<'_, 'k> {
+    fn area(&mut self, x: &mut Extraction<'_, 'k>, area: &Object<'k>) -> Result<Vma, KernelError> {
+        let (start, end) = (area.u("vm_start")?, area.u("vm_end")?);
+        let flags = area.u("vm_flags")?;
+        if start >= end || start % PAGE != 0 || end % PAGE != 0 || end > 1 << 56 {
+            return Err(KernelError::Damaged {
+                what: "vm_area_struct",
+                addr: area.addr(),
+                detail: format!("it spans {start:#x} to {end:#x}"),
+            });
+        }
+        let file = area.follow_opt("vm_file")?;
+        let (kind, pages) = match file {
+            None => self.without_file(x, area, start, end, flags)?,
+            Some(file) => {
+                let offset = area.u("vm_pgoff")?.wrapping_mul(PAGE);
+                self.with_file(x, &file, start, end, flags, offset)?
+            }
+        };
+        Ok(Vma {
+            start,
+            end,
+            flags,
+            kind,
+            pages,
+        })
+    }
+
+    fn without_file(
+        &mut self,
+        x: &mut Extraction<'_, 'k>,
+        area: &Object<'k>,
+        start: u64,
+        end: u64,
+        flags: u64,
+    ) -> Result<(MappingKind, Vec<PageRun>), KernelError> {
+        if let Some(name) = special_name(area) {
+            let kind = match name.as_str() {
+                "[vdso]" => MappingKind::Vdso,
+                // [vvar_vclock] is a part of it with an area of its own since
+                // v6.13.
+                "[vvar]" | "[vvar_vclock]" => MappingKind::Vvar,
+                _ => MappingKind::Unsupported { why: name },
+            };
+            return Ok((kind, Vec::new()));
+        }
+        if start == self.vdso {
+            return Ok((MappingKind::Vdso, Vec::new()));
+        }
+        if flags & (VM_PFNMAP | VM_IO) != 0 {
+            let why = "memory of a device, mapped without a file".to_owned();
+            return Ok((MappingKind::Unsupported { why }, Vec::new()));
+        }
+        let kind = MappingKind::Anonymous {
+            name: anonymous_name(area),
+            stack: flags & VM_GROWSDOWN != 0,
+            heap: start <= self.heap.1 && end > self.heap.0 && self.heap.1 > self.heap.0,
+        };
+        Ok((kind, self.own_pages(x, start, end, Take::All)?))
+    }
+
+    fn with_file(
+        &mut self,
+        x: &mut Extraction<'_, 'k>,
+        file: &Object<'k>,
+        start: u64,
+        end: u64,
+        flags: u64,
+        offset: u64,
+    ) -> Result<(MappingKind, Vec<PageRun>), KernelError> {
+        let kernel = x.kernel;
+        let object = file.follow("f_inode")?;
+        let mode = inode::mode(&object)?;
+        let shared = flags & VM_SHARED != 0;
+        let name = path::name(kernel, Place::of(&file.get("f_path")?)?, self.root)?;
+        let anonymous = MappingKind::Anonymous {
+            name: None,
+            stack: false,
+            heap: false,
+        };
+        match mode & 0o170_000 {
+            0o100_000 => {}
+            // A private mapping of /dev/zero is anonymous memory.
+            0o020_000 if inode::device_number(&object)? == (1, 5) && !shared => {
+                return Ok((anonymous, self.own_pages(x, start, end, Take::All)?));
+            }
+            0o020_000 => {
+                let kind = MappingKind::Device {
+                    file: x.file(file.addr(), self.root),
+                    path: name.path,
+                    offset,
+                };
+                return Ok((kind, Vec::new()));
+            }
+            _ if operations(kernel, file)? == "kvm_vcpu_fops"
+                || name.path.starts_with("anon_inode:kvm-vcpu") =>
+            {
+                let kind = MappingKind::KvmVcpu {
+                    file: x.file(file.addr(), self.root),
+                    offset,
+                };
+                return Ok((kind, Vec::new()));
+            }
+            _ => {
+                let why = format!("a mapping of {}", name.path);
+                return Ok((MappingKind::Unsupported { why }, Vec::new()));
+            }
+        }
+        let cache = file.follow("f_mapping")?;
+        if name.nameless || name.deleted {
+            return self.orphan(x, &object, &cache, &name, (start, end), shared, offset);
+        }
+        let file_id = x.file(file.addr(), self.root);
+        let writable = shared && flags & VM_MAYWRITE != 0;
+        let inode_id = x.inode(&object, Some(&cache), &name.path, writable)?;
+        let pages = if shared {
+            if writable && !inode::lives_in_memory(&inode::fs_type(&object)?) {
+                let dirty = self.dirty_pages(x.frames, start, end, offset)?;
+                x.dirty_by_mapping(inode_id, dirty);
+            }
+            Vec::new()
+        } else {
+            self.own_pages(x, start, end, Take::Anonymous)?
+        };
+        let kind = MappingKind::File {
+            file: file_id,
+            inode: inode_id,
+            offset,
+        };
+        Ok((kind, pages))
+    }
+
+    /// A mapping of a file that no path leads to any more.
+    #[allow(clippy::too_many_arguments)]
+    fn orphan(
+        &mut self,
+        x: &mut Extraction<'_, 'k>,
+        object: &Object<'k>,
+        cache: &Object<'k>,
+        name: &Name,
+        (start, end): (u64, u64),
+        shared: bool,
+        offset: u64,
+    ) -> Result<(MappingKind, Vec<PageRun>), KernelError> {
+        if shared {
+            let memory = file::orphan_memory(x, object, cache, name)?;
+            return Ok((MappingKind::Shared { memory, offset }, Vec::new()));
+        }
+        // A private mapping is made anonymous memory with the same content:
+        // nothing can tell the difference but /proc/PID/maps.
+        let own = self.own_pages(x, start, end, Take::Anonymous)?;
+        let cached = match self.orphans.get(&object.addr()) {
+            Some(runs) => runs.clone(),
+            None => {
+                let runs = file::whole_content(x, object, cache)?;
+                self.orphans.insert(object.addr(), runs.clone());
+                runs
+            }
+        };
+        let moved = shift(&cached, offset, start, end);
+        let pages = inode::merge(own, moved);
+        let missing: u64 = pages
+            .iter()
+            .filter(|r| matches!(r.content, PageContent::Filtered))
+            .map(|r| r.count)
+            .sum();
+        let what = format!("mapping of {} (deleted) at {start:#x}", name.path);
+        if missing > 0 {
+            x.lost(
+                self.subject,
+                &what,
+                format!("{missing} pages of the deleted file are in no page cache"),
+            );
+        } else {
+            x.reconstructed(self.subject, &what, "anonymous memory with its content");
+        }
+        let kind = MappingKind::Anonymous {
+            name: None,
+            stack: false,
+            heap: false,
+        };
+        Ok((kind, pages))
+    }
+
+    /// The area's own pages, as the page tables have them.
+    fn own_pages(
+        &self,
+        x: &mut Extraction<'_, 'k>,
+        start: u64,
+        end: u64,
+        take: Take,
+    ) -> Result<Vec<PageRun>, KernelError> {
+        let mut runs = Runs::default();
+        if take == Take::None {
+            return Ok(runs.0);
+        }
+        let (frames, swap) = (x.frames, x.swap);
+        let mut trouble: Option<(u64, KernelError)> = None;
+        self.space.walk(start, end, |mapping| {
+            let Some((va, count, skipped)) = clip(&mapping, start, end) else {
+                return ControlFlow::Continue(());
+            };
+            match mapping.entry {
+                Entry::Present(present) => {
+                    let first = present.pfn.wrapping_add(skipped);
+                    let wanted = take == Take::All
+                        || frames.is_anonymous(first).unwrap_or_else(|error| {
+                            trouble.get_or_insert((va, error));
+                            true
+                        });
+                    if wanted && !frames.is_zero_page(first) {
+                        push_frames(&mut runs, frames, va, count, first);
+                    }
+                }
+                Entry::NonPresent { raw } => {
+                    if let Some(content) = swap.entry(raw) {
+                        runs.push_many(va, count, content);
+                    }
+                }
+                Entry::Unreadable(error) => {
+                    runs.push_many(va, count, unreadable(&error));
+                    trouble.get_or_insert((va, error));
+                }
+            }
+            ControlFlow::Continue(())
+        })?;
+        if let Some((va, error)) = trouble {
+            x.lost(
+                self.subject,
+                "memory",
+                format!("page tables or page structures from {va:#x} on: {error}"),
+            );
+        }
+        Ok(runs.0)
+    }
+
+    /// Pages of a file that this shared mapping wrote to and that the page
+    /// cache may not know to be dirty yet, by byte offset in the file.
+    fn dirty_pages(
+        &self,
+        frames: &Frames<'k>,
+        start: u64,
+        end: u64,
+        offset: u64,
+    ) -> Result<Vec<PageRun>, KernelError> {
+        let mut runs = Runs::default();
+        self.space.walk(start, end, |mapping| {
+            if let (Some((va, count, skipped)), Entry::Present(present)) =
+                (clip(&mapping, start, end), &mapping.entry)
+                && present.dirty
+            {
+                let at = offset.wrapping_add(va - start);
+                push_frames(
+                    &mut runs,
+                    frames,
+                    at,
+                    count,
+                    present.pfn.wrapping_add(skipped),
+                );
+            }
+            ControlFlow::Continue(())
+        })?;
+        Ok(runs.0)
+    }
+}
+
+/// The part of a page table entry that is within `start..end`: its first
+/// address, its pages, and how many of the entry's pages stand before it.
+fn clip(mapping: &Mapping, start: u64, end: u64) -> Option<(u64, u64, u64)> {
+    let first = mapping.va.max(start);
+    let last = mapping.va.saturating_add(mapping.len).min(end);
+    (first < last).then(|| (first, (last - first) / PAGE, (first - mapping.va) / PAGE))
+}
+
+fn push_frames(runs: &mut Runs, frames: &Frames<'_>, at: u64, count: u64, first: u64) {
+    for i in 0..count {
+        runs.push(
+            at.wrapping_add(i * PAGE),
+            frames.content(first.wrapping_add(i)),
+        );
+    }
+}
+
+/// Why a page table's pages have no content.
+fn unreadable(error: &KernelError) -> PageContent {
+    match error {
+        KernelError::Memory { source, .. } => match source.missing() {
+            Some(Missing::Truncated) => PageContent::Truncated,
+            Some(_) => PageContent::Filtered,
+            None => PageContent::Corrupt,
+        },
+        _ => PageContent::Corrupt,
+    }
+}
+
+/// Runs by file offset as runs by address of a mapping of `offset` at `start`.
+fn shift(runs: &[PageRun], offset: u64, start: u64, end: u64) -> Vec<PageRun> {
+    let mut out = Vec::new();
+    for run in runs {
+        let run_end = run.start.saturating_add(run.count.saturating_mul(PAGE));
+        let first = run.start.max(offset);
+        let last = run_end.min(offset.saturating_add(end - start));
+        if first >= last {
+            continue;
+        }
+        let skipped = (first - run.start) / PAGE;
+        out.push(PageRun {
+            start: start.wrapping_add(first - offset),
+            count: (last - first) / PAGE,
+            content: match run.content {
+                PageContent::Frame(pfn) => PageContent::Frame(pfn.wrapping_add(skipped)),
+                PageContent::Swap { area, offset } => PageContent::Swap {
+                    area,
+                    offset: offset.wrapping_add(skipped),
+                },
+                other => other,
+            },
+        });
+    }
+    out
+}
+
+/// The name of a mapping that the kernel made: `vm_private_data` is its
+/// `vm_special_mapping` then.
+fn special_name(area: &Object<'_>) -> Option<String> {
+    let kernel = area.kernel();
+    let ops = area.ptr("vm_ops").ok().filter(|ops| *ops != 0)?;
+    let (symbol, _) = kernel.symbol_at(ops)?;
+    if !symbol.starts_with("special_mapping_vmops") {
+        return None;
+    }
+    let special = area.ptr("vm_private_data").ok()?;
+    let name = kernel
+        .object("vm_special_mapping", special)
+        .and_then(|s| s.ptr("name"))
+        .ok()?;
+    kernel.read_cstr(name, 64).ok()
+}
+
+/// `prctl(PR_SET_VMA_ANON_NAME)`'s name.
+fn anonymous_name(area: &Object<'_>) -> Option<String> {
+    if !area.has("anon_name") {
+        return None;
+    }
+    let name = area.ptr("anon_name").ok().filter(|n| *n != 0)?;
+    let kernel = area.kernel();
+    let at = name.wrapping_add(kernel.offset_of("anon_vma_name", "name").ok()?);
+    kernel.read_cstr(at, 80).ok().filter(|n| !n.is_empty())
+}
+
+/// The identity of the file that a mapping or `exe` refers to.
+pub(super) fn executable(
+    x: &mut Extraction<'_, '_>,
+    mm: &Object<'_>,
+    root: Option<Place>,
+) -> Result<Option<(ObjectId, String)>, KernelError> {
+    let file = mm.ptr("exe_file")?;
+    if file == 0 {
+        return Ok(None);
+    }
+    let object = x.kernel.object("file", file)?;
+    let name = path::name(x.kernel, Place::of(&object.get("f_path")?)?, root)?;
+    Ok(Some((x.file(file, root), name.path)))
+}
+
+/// All pages in a file's cache, whole: what is not there is said not to be.
+pub(super) fn whole(
+    x: &Extraction<'_, '_>,
+    object: &Object<'_>,
+    cache: &Object<'_>,
+) -> Result<Vec<PageRun>, KernelError> {
+    inode::cached_runs(
+        x.frames,
+        x.swap,
+        cache,
+        Wanted::All,
+        inode::huge_order(object),
+        object.u("i_size")?,
+    )
+}
