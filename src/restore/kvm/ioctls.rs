@@ -90,7 +90,6 @@ ioctls! {
     GET_XSAVE2 = READ, 0xcf, size_of::<kvm::kvm_xsave>();
     SET_DEVICE_ATTR = WRITE, 0xe1, size_of::<kvm::kvm_device_attr>();
     GET_DEVICE_ATTR = WRITE, 0xe2, size_of::<kvm::kvm_device_attr>();
-    HAS_DEVICE_ATTR = WRITE, 0xe3, size_of::<kvm::kvm_device_attr>();
 }
 
 #[cfg(test)]

@@ -13,7 +13,6 @@
 use super::calls::Calls;
 use super::error::KvmError;
 use super::ioctls;
-use super::vcpu_args;
 use super::vcpu_state::{PAGE, Revived};
 use crate::dataset::{Fidelity, Vcpu};
 use crate::restore::Errno;
@@ -32,6 +31,9 @@ pub(super) struct InFlight {
 /// How long a guest may take for one instruction, with its pages perhaps still
 /// on their way.
 const LIMIT: Duration = Duration::from_secs(10);
+
+/// RFLAGS.TF.
+const TRAP_FLAG: u64 = 1 << 8;
 
 const EXIT_REASON: usize = offset_of!(kvm::kvm_run, exit_reason);
 const CR8: usize = offset_of!(kvm::kvm_run, cr8);
@@ -163,7 +165,9 @@ pub(super) fn rearm(
     // Should the instruction not exit (because memory is not as it was), the
     // guest must not run on: single step ends the call after one instruction,
     // and no interrupt is let in meanwhile.
-    let stepping = step(calls, fd)?;
+    // The step's trap flag would replace one of the guest's own, which could
+    // not be put back: such a guest goes without.
+    let stepping = vcpu.regs.rflags & TRAP_FLAG == 0 && step(calls, fd)?;
     let request = ioctls::RUN.number;
     let args = [u64::from(fd.cast_unsigned()), request, 0, 0, 0, 0];
     // A fault's handler would run without the step's trap flag: so a time
@@ -207,14 +211,15 @@ pub(super) fn rearm(
         return Err(in_flight.error(calls, describe(&page)));
     }
 
-    // The trap flag of the step replaced the guest's own; and the instruction
-    // must not have moved on.
+    // The instruction must not have moved on. Registers may be read here but
+    // not set: KVM_SET_REGS makes the emulator forget which registers the
+    // instruction writes, and the value that an IN or a MMIO read brings would
+    // go nowhere (emulator_invalidate_register_cache, Linux arch/x86/kvm/x86.c).
     let regs: kvm::kvm_regs = calls.get(fd, ioctls::GET_REGS)?;
     if regs.rip != vcpu.regs.rip {
         let got = format!("RIP went from {:#x} to {:#x}", vcpu.regs.rip, regs.rip);
         return Err(in_flight.error(calls, got));
     }
-    calls.set(fd, ioctls::SET_REGS, &vcpu_args::regs(&vcpu.regs))?;
     Ok(())
 }
 
