@@ -241,7 +241,7 @@ fn for_each_segment(
             .read_at(at, bytes)
             .map_err(|e| Refusal::unreadable(PHDR, at, e))?;
         let segments = ProgramHeader::parse(bytes, 0, n as usize, ctx)
-            .map_err(|e| Refusal::damaged(PHDR, "(all)", at, format!("cannot be read: {e}")))?;
+            .map_err(|e| Refusal::damaged(PHDR, "", at, format!("cannot be read: {e}")))?;
         for (i, segment) in segments.into_iter().enumerate() {
             each(segment, at + i as u64 * size)?;
         }
@@ -285,7 +285,7 @@ fn read_header(image: &Image) -> Result<header64::Header, Refusal> {
         ));
     }
     let header = header64::Header::parse(&bytes)
-        .map_err(|e| Refusal::damaged(EHDR, "(all)", 0, format!("cannot be read: {e}")))?;
+        .map_err(|e| Refusal::damaged(EHDR, "", 0, format!("cannot be read: {e}")))?;
     if header.e_type != header::ET_CORE {
         return Err(Refusal::not_a_dump(
             format!(

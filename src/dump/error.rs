@@ -39,19 +39,27 @@ pub enum OpenError {
         hint: &'static str,
     },
     /// A crash dump whose headers contradict themselves or the file's length.
-    #[error("{} is damaged: {structure}.{field} at offset {offset:#x} {problem}", path.display())]
+    #[error("{} is damaged: {structure}{} at offset {offset:#x} {problem}", path.display(), dotted(field))]
     Damaged {
         /// The file as it was named.
         path: PathBuf,
         /// The on-disk structure, e.g. `disk_dump_header`.
         structure: &'static str,
-        /// Its field.
+        /// Its field; empty for all of it.
         field: &'static str,
         /// Where the structure stands in the (unflattened) file, in bytes.
         offset: u64,
         /// What is wrong with it, with expected and actual value and the likely cause.
         problem: String,
     },
+}
+
+fn dotted(field: &str) -> String {
+    if field.is_empty() {
+        String::new()
+    } else {
+        format!(".{field}")
+    }
 }
 
 impl OpenError {

@@ -106,10 +106,19 @@ impl KdumpMemory {
     /// Goes over both bitmaps once.
     fn rank(&mut self, image: &Image) -> Result<(), Refusal> {
         const CHUNK: usize = 64 << 10;
+        let len = self.max_pfn.div_ceil(8).next_multiple_of(PAGE_SIZE);
+        for bitmap in [self.ram_bitmap, self.dumped_bitmap] {
+            if !image.has(bitmap, len) {
+                let problem = format!(
+                    "has {len} bytes, not all of which are in the file of {} (cut short?)",
+                    image.len()
+                );
+                return Err(Refusal::damaged("bitmap", "", bitmap, problem));
+            }
+        }
         self.ranks
             .reserve_exact(self.max_pfn.div_ceil(PFNS_PER_STRIDE) as usize);
         let (mut ram, mut dumped) = (vec![0u8; CHUNK], vec![0u8; CHUNK]);
-        let len = self.max_pfn.div_ceil(8).next_multiple_of(PAGE_SIZE);
         for start in (0..len).step_by(CHUNK) {
             let n = (len - start).min(CHUNK as u64) as usize;
             for (bitmap, bytes) in [
@@ -278,7 +287,10 @@ impl KdumpMemory {
     fn count_truncated(&self, image: &Image, enough: u64) -> u64 {
         const CHUNK: u64 = 4096;
         let mut bytes = vec![0; (CHUNK * DESC_SIZE) as usize];
-        let (mut end, mut truncated) = (self.dumped, 0);
+        let table = image.readable(self.descriptors, self.dumped * DESC_SIZE);
+        let table_end = table.last().map_or(self.descriptors, |(at, len)| at + len);
+        let mut end = (table_end - self.descriptors) / DESC_SIZE;
+        let mut truncated = self.dumped - end;
         while end > 0 && truncated <= enough {
             let start = end.saturating_sub(CHUNK);
             let at = self.descriptors + start * DESC_SIZE;

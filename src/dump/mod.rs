@@ -41,6 +41,7 @@ mod refusal;
 use std::cell::RefCell;
 use std::fmt;
 use std::fs::File;
+use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 use std::sync::OnceLock;
 
@@ -223,6 +224,13 @@ impl Dump {
     pub fn open(path: &Path) -> Result<Dump, OpenError> {
         let open = || {
             let metadata = std::fs::metadata(path).map_err(Refusal::Io)?;
+            if metadata.file_type().is_fifo() {
+                // Opening it would wait for a writer.
+                return Err(Refusal::unsupported(
+                    "a pipe",
+                    "save the dump to a file first",
+                ));
+            }
             if metadata.is_dir() {
                 return Err(Refusal::not_a_dump(
                     "it is a directory",

@@ -60,7 +60,7 @@ impl Refusal {
             ImageError::Io(e) => Refusal::Io(e),
             ImageError::Absent(at) => Refusal::damaged(
                 structure,
-                "(all)",
+                "",
                 offset,
                 format!("is not all there: the file ends at {at:#x} (cut short?)"),
             ),
