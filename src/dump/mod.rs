@@ -385,6 +385,16 @@ impl Dump {
         self.dump_level
     }
 
+    /// Whether a page that is [`Missing::Filtered`] may have been one of zeros.
+    ///
+    /// Not in a kdump-compressed dump: there zero pages are stored, as one that all share. But
+    /// makedumpfile -E at an odd level leaves zero pages out just as it leaves filtered ones out,
+    /// and an ELF file does not say its level.
+    #[must_use]
+    pub fn filtered_may_be_zero(&self) -> bool {
+        matches!(self.memory, Memory::Elf(_)) && self.page_counts().filtered > 0
+    }
+
     /// Why the dump is not whole, or `None` if it seems to be.
     #[must_use]
     pub fn incomplete(&self) -> Option<&str> {
