@@ -21,6 +21,8 @@
 //! * [`guest`] says what a KVM virtual machine was: memslots, vCPUs,
 //!   interrupt controllers, clocks.
 //! * [`dataset`] is that knowledge as plain data.
+//! * [`extract`] puts what those two know into a dataset and hands out its pages,
+//!   from the dump or from a directory.
 //! * [`restore`] makes it live again on this host.
 //! * [`cli`] is what the person asked and what they see.
 //! * [`sys`] holds all the `unsafe` there is.
@@ -30,6 +32,7 @@
 pub mod cli;
 pub mod dataset;
 pub mod dump;
+pub mod extract;
 pub mod guest;
 pub mod kernel;
 pub mod restore;

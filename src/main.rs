@@ -1,2 +1,22 @@
-//! The `vmrestore` command.
-fn main() {}
+//! The `vmrestore` command: parse, run, exit code.
+
+use clap::Parser;
+use std::process::ExitCode;
+use tracing_subscriber::filter::LevelFilter;
+use vmrestore::cli::{Cli, run};
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let level = match cli.verbose {
+        0 => LevelFilter::WARN,
+        1 => LevelFilter::INFO,
+        _ => LevelFilter::TRACE,
+    };
+    tracing_subscriber::fmt()
+        .with_max_level(level)
+        .with_writer(std::io::stderr)
+        .without_time()
+        .with_target(false)
+        .init();
+    ExitCode::from(run(&cli) as u8)
+}

@@ -28,7 +28,7 @@ pub use file::{
     EpollWatch, FileKind, FileLock, FileOwner, Inode, InodeKind, OpenFile, Pipe, PipeEnd,
     UnixListener, UnixState,
 };
-pub use hex::{Blob, ObjectId};
+pub use hex::{Blob, ObjectId, u64_hex};
 pub use memory::{MappingKind, Mm, PageContent, PageRun, SharedMemory, Vma};
 pub use page_source::{PageSource, PageSourceError};
 pub use process::{

@@ -17,6 +17,7 @@ use crate::kernel::{Kernel, KernelError, Object, containers};
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GuestSummary {
     /// Address of `struct kvm`; what [`super::extract`] takes.
+    #[serde(with = "crate::dataset::u64_hex")]
     pub vm: u64,
     /// PID of the VMM in the initial PID namespace; 0 when no process was found.
     pub pid: i32,

@@ -12,7 +12,7 @@ const MAX_TASKS: usize = 4 << 20;
 pub(super) const PF_KTHREAD: u64 = 0x0020_0000;
 
 /// A process in one line.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct ProcessSummary {
     /// PID (tgid) in the initial PID namespace.
     pub pid: i32,
@@ -31,6 +31,7 @@ pub struct ProcessSummary {
     /// It is a thread of the kernel.
     pub kernel_thread: bool,
     /// Address of the leader's `task_struct`.
+    #[serde(with = "crate::dataset::u64_hex")]
     pub task: u64,
     /// When it was started. Nanoseconds of CLOCK_BOOTTIME.
     pub start_time: u64,

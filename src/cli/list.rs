@@ -1,0 +1,165 @@
+//! `vmrestore list`: what was running, and whether it can come back.
+
+use super::exit::{Exit, Failure};
+use super::output::print_json;
+use super::table::{Table, bytes};
+use crate::dump::PAGE_SIZE;
+use crate::extract::DeadHost;
+use crate::extract::coverage::{Coverage, State};
+use crate::guest::GuestSummary;
+use crate::task::ProcessSummary;
+use serde::Serialize;
+use std::path::Path;
+
+/// The JSON document.
+#[derive(Serialize)]
+struct Listing<'a> {
+    schema_version: u32,
+    crash_id: &'a str,
+    kernel: &'a str,
+    guests: Vec<GuestLine>,
+    processes: Vec<ProcessLine>,
+}
+
+#[derive(Serialize)]
+struct GuestLine {
+    number: usize,
+    #[serde(flatten)]
+    guest: GuestSummary,
+    state: State,
+    memory_in_dump: Coverage,
+}
+
+#[derive(Serialize)]
+struct ProcessLine {
+    #[serde(flatten)]
+    process: ProcessSummary,
+    state: State,
+}
+
+/// Lists guests and processes (`all`: kernel threads too).
+///
+/// # Errors
+/// When the dump or the dead kernel cannot be read.
+pub fn run(path: &Path, all: bool, json: bool) -> Result<Exit, Failure> {
+    let dead = DeadHost::open(path)?;
+    let processes = dead.processes()?;
+    let guests: Vec<GuestLine> = dead
+        .guests()?
+        .into_iter()
+        .enumerate()
+        .map(|(index, guest)| {
+            let task = processes
+                .iter()
+                .find(|p| p.pid == guest.pid)
+                .map(|p| p.task);
+            let coverage = task.and_then(|t| dead.coverage(t));
+            GuestLine {
+                number: index + 1,
+                state: guest_state(&guest, coverage),
+                memory_in_dump: coverage.unwrap_or_default(),
+                guest,
+            }
+        })
+        .collect();
+    let processes: Vec<ProcessLine> = processes
+        .into_iter()
+        .filter(|p| all || !p.kernel_thread)
+        .map(|process| ProcessLine {
+            state: dead
+                .coverage(process.task)
+                .map_or(State::Unreadable, |c| c.state()),
+            process,
+        })
+        .collect();
+    if json {
+        let document = Listing {
+            schema_version: super::SCHEMA_VERSION,
+            crash_id: dead.dump().identity().as_str(),
+            kernel: dead.kernel().release(),
+            guests,
+            processes,
+        };
+        print_json(&document)?;
+    } else {
+        print_guests(&guests);
+        print_processes(&processes);
+    }
+    Ok(Exit::Done)
+}
+
+/// Why this kind of guest cannot be restored, if it cannot.
+pub fn unsupported(guest: &GuestSummary) -> Option<String> {
+    match guest.vendor.as_str() {
+        "svm" => None,
+        "vmx" => Some("guests of Intel hosts are not supported yet".into()),
+        other => Some(format!("guests of {other:?} hosts are not supported")),
+    }
+}
+
+fn guest_state(guest: &GuestSummary, coverage: Option<Coverage>) -> State {
+    if unsupported(guest).is_some() {
+        return State::Unsupported;
+    }
+    coverage.map_or(State::Unreadable, |c| c.state())
+}
+
+fn print_guests(guests: &[GuestLine]) {
+    if guests.is_empty() {
+        println!("no guests\n");
+        return;
+    }
+    let mut table = Table::new(&[
+        ("GUEST", true),
+        ("NAME", false),
+        ("VMM", false),
+        ("PID", true),
+        ("VCPUS", true),
+        ("MEMORY", true),
+        ("STATE", false),
+    ]);
+    for line in guests {
+        let g = &line.guest;
+        table.row(vec![
+            line.number.to_string(),
+            g.name.clone().unwrap_or_else(|| "-".into()),
+            g.vmm.clone(),
+            g.pid.to_string(),
+            g.vcpus.to_string(),
+            bytes(g.memory_bytes),
+            line.state.to_string(),
+        ]);
+    }
+    table.print();
+    println!();
+}
+
+fn print_processes(processes: &[ProcessLine]) {
+    let mut table = Table::new(&[
+        ("PID", true),
+        ("PPID", true),
+        ("UID", true),
+        ("THREADS", true),
+        ("RSS", true),
+        ("STATE", false),
+        ("COMMAND", false),
+    ]);
+    for line in processes {
+        let p = &line.process;
+        let comm = if p.kernel_thread {
+            format!("[{}]", p.comm)
+        } else {
+            p.comm.clone()
+        };
+        table.row(vec![
+            p.pid.to_string(),
+            p.ppid.to_string(),
+            p.uid.to_string(),
+            p.threads.to_string(),
+            bytes(p.rss_pages.saturating_mul(PAGE_SIZE)),
+            line.state.to_string(),
+            comm,
+        ]);
+    }
+    table.print();
+}

@@ -1,0 +1,254 @@
+//! `vmrestore show`: one guest or process in full, with its fidelity.
+
+use super::exit::{Exit, Failure};
+use super::output::print_json;
+use super::select;
+use super::table::{Table, bytes, utc};
+use crate::dataset::{
+    Dataset, Fidelity, FidelityLevel, FileKind, MappingKind, OpenFile, Process, Vm,
+};
+use crate::extract::DeadHost;
+use std::path::Path;
+
+/// Shows what `selector` names: a guest if one answers to it, else a process.
+///
+/// # Errors
+/// When the dump cannot be read or nothing matches.
+pub fn run(path: &Path, selector: &str, json: bool) -> Result<Exit, Failure> {
+    let dead = DeadHost::open(path)?;
+    let pid = find(&dead, selector)?;
+    let dataset = dead.dataset(&[pid])?;
+    if json {
+        // The dataset is its own document: the one that `extract` writes.
+        print_json(&dataset)?;
+        return Ok(Exit::Done);
+    }
+    let seconds = dataset.host.realtime_ns.div_euclid(1_000_000_000);
+    println!("crash      {}", dataset.crash_id);
+    println!(
+        "host       {} ({})",
+        dataset.host.hostname, dataset.host.release
+    );
+    println!("time       {}", utc(seconds));
+    for process in &dataset.processes {
+        println!();
+        print_process(&dataset, process);
+    }
+    for vm in &dataset.vms {
+        println!();
+        print_vm(vm);
+    }
+    println!();
+    print_fidelity(&dataset.fidelity);
+    Ok(Exit::Done)
+}
+
+/// The PID that a selector means.
+///
+/// # Errors
+/// When nothing matches.
+pub fn find(dead: &DeadHost, selector: &str) -> Result<i32, Failure> {
+    let selector = [selector.to_owned()];
+    let guests = dead.guests()?;
+    if let Ok(found) = select::guests(&guests, &selector)
+        && let Some(guest) = found.first()
+    {
+        return Ok(guest.pid);
+    }
+    let processes = dead.processes()?;
+    let found = select::processes(&processes, &selector)?;
+    found.first().map(|p| p.pid).ok_or_else(|| {
+        Failure::new(
+            Exit::NoMatch,
+            "nothing matches",
+            "`vmrestore list DUMP` shows what there is",
+        )
+    })
+}
+
+fn print_process(dataset: &Dataset, process: &Process) {
+    println!(
+        "process    pid {} ({}), parent {}",
+        process.pid, process.comm, process.ppid
+    );
+    println!("command    {}", process.cmdline.join(" "));
+    println!("directory  {}", process.fs.cwd);
+    let resident: u64 = process
+        .mm
+        .vmas
+        .iter()
+        .flat_map(|v| &v.pages)
+        .map(|r| r.count)
+        .sum();
+    println!(
+        "memory     {} VMAs, {} of its own",
+        process.mm.vmas.len(),
+        bytes(resident * 4096)
+    );
+
+    let mut threads = Table::new(&[
+        ("THREAD", true),
+        ("NAME", false),
+        ("WAS", false),
+        ("IN", false),
+        ("GOES ON BY", false),
+        ("FPU", false),
+    ]);
+    for t in &process.threads {
+        threads.row(vec![
+            t.tid.to_string(),
+            t.comm.clone(),
+            format!("{:?}", t.run_state),
+            t.syscall.as_ref().map_or("-".into(), |s| s.name.clone()),
+            format!("{:?}", t.resume),
+            if t.fpu_stale { "stale" } else { "exact" }.into(),
+        ]);
+    }
+    println!();
+    threads.print();
+
+    let mut files = Table::new(&[
+        ("FD", true),
+        ("KIND", false),
+        ("POS", true),
+        ("WHAT", false),
+    ]);
+    for fd in &process.fds {
+        if let Some(file) = dataset.file(fd.file) {
+            files.row(vec![
+                fd.fd.to_string(),
+                kind_name(file).into(),
+                file.position.to_string(),
+                format!(
+                    "{}{}",
+                    file.path,
+                    if file.deleted { " (deleted)" } else { "" }
+                ),
+            ]);
+        }
+    }
+    println!();
+    files.print();
+
+    let unwritten: Vec<_> = dataset
+        .inodes
+        .iter()
+        .filter(|i| !i.dirty.is_empty())
+        .collect();
+    for inode in unwritten {
+        let pages: u64 = inode.dirty.iter().map(|r| r.count).sum();
+        println!("unwritten  {} of {}", bytes(pages * 4096), inode.path);
+    }
+    for vma in &process.mm.vmas {
+        if let MappingKind::Unsupported { why } = &vma.kind {
+            println!("mapping    {:#x} cannot be made again: {why}", vma.start);
+        }
+    }
+}
+
+/// The word for a kind of open file.
+fn kind_name(file: &OpenFile) -> &'static str {
+    match &file.kind {
+        FileKind::Regular => "file",
+        FileKind::Directory => "directory",
+        FileKind::CharDevice { .. } => "char",
+        FileKind::BlockDevice { .. } => "block",
+        FileKind::Tty { .. } => "tty",
+        FileKind::Pipe { .. } => "pipe",
+        FileKind::EventFd { .. } => "eventfd",
+        FileKind::TimerFd { .. } => "timerfd",
+        FileKind::SignalFd { .. } => "signalfd",
+        FileKind::Epoll { .. } => "epoll",
+        FileKind::UnixSocket(_) => "unix",
+        FileKind::Memfd { .. } => "memfd",
+        FileKind::KvmSystem => "kvm",
+        FileKind::KvmVm { .. } => "kvm-vm",
+        FileKind::KvmVcpu { .. } => "kvm-vcpu",
+        FileKind::Tun { .. } => "tun",
+        FileKind::Unsupported { .. } => "unsupported",
+    }
+}
+
+fn print_vm(vm: &Vm) {
+    println!(
+        "guest      {} ({}, struct kvm {})",
+        vm.name.as_deref().unwrap_or("-"),
+        vm.vendor,
+        vm.id
+    );
+    if let Some(uuid) = &vm.uuid {
+        println!("uuid       {uuid}");
+    }
+    println!("kvmclock   {} ns", vm.clock.clock_ns);
+    let mut slots = Table::new(&[
+        ("SLOT", true),
+        ("GUEST ADDRESS", true),
+        ("SIZE", true),
+        ("IN THE VMM", true),
+    ]);
+    for slot in &vm.memslots {
+        slots.row(vec![
+            slot.slot.to_string(),
+            format!("{:#x}", slot.guest_address),
+            bytes(slot.size),
+            format!("{:#x}", slot.user_address),
+        ]);
+    }
+    println!();
+    slots.print();
+
+    let mut vcpus = Table::new(&[
+        ("VCPU", true),
+        ("THREAD", true),
+        ("WAS", false),
+        ("RIP", true),
+        ("RSP", true),
+        ("CR3", true),
+        ("MSRS", true),
+        ("EXIT IN FLIGHT", false),
+        ("FPU", false),
+    ]);
+    for v in &vm.vcpus {
+        vcpus.row(vec![
+            v.vcpu_id.to_string(),
+            v.tid.to_string(),
+            format!("{:?}", v.activity),
+            format!("{:#x}", v.regs.rip),
+            format!("{:#x}", v.regs.rsp),
+            format!("{:#x}", v.sregs.cr3),
+            v.msrs.len().to_string(),
+            v.exit_in_flight
+                .as_ref()
+                .map_or("-".into(), |e| e.completion.clone()),
+            if v.fpu_stale { "stale" } else { "exact" }.into(),
+        ]);
+    }
+    println!();
+    vcpus.print();
+}
+
+fn print_fidelity(fidelity: &[Fidelity]) {
+    if fidelity.iter().all(|f| f.level == FidelityLevel::Exact) {
+        println!("fidelity   everything is exact");
+        return;
+    }
+    let mut table = Table::new(&[
+        ("FIDELITY", false),
+        ("OF", false),
+        ("WHAT", false),
+        ("HOW", false),
+    ]);
+    for f in fidelity.iter().filter(|f| f.level != FidelityLevel::Exact) {
+        let level = match f.level {
+            FidelityLevel::Lost => "lost",
+            _ => "reconstructed",
+        };
+        table.row(vec![
+            level.into(),
+            f.subject.clone(),
+            f.what.clone(),
+            f.how.clone(),
+        ]);
+    }
+    table.print();
+}

@@ -1,0 +1,190 @@
+//! Reads a dead host into datasets, and datasets from and to directories.
+//!
+//! This is where the reading side comes together: [`DeadHost`] opens a dump and
+//! the kernel in it, [`DeadHost::dataset`] puts what [`crate::task`] and
+//! [`crate::guest`] know of some processes into one [`Dataset`], and
+//! [`DumpPages`] hands out their pages. [`directory`] does the same from files.
+
+pub mod coverage;
+pub mod directory;
+mod dump_pages;
+mod zeros;
+
+pub use dump_pages::DumpPages;
+
+use crate::dataset::{Dataset, FileKind, Host, ObjectId, SCHEMA_VERSION};
+use crate::dump::{Dump, OpenError};
+use crate::guest::{self, GuestError, GuestSummary};
+use crate::kernel::{Kernel, KernelError};
+use crate::task::{self, ProcessSummary, TaskError};
+use coverage::Coverage;
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::sync::{Arc, OnceLock};
+
+/// Why a dead host could not be read.
+#[derive(Debug, thiserror::Error)]
+pub enum ExtractError {
+    /// The file is no dump that can be read.
+    #[error(transparent)]
+    Dump(#[from] OpenError),
+    /// The dump does not say where its kernel is.
+    #[error("the dump has no VMCOREINFO note: nothing says where its kernel is")]
+    NoVmcoreinfo,
+    /// The kernel in it cannot be understood.
+    #[error("the dead kernel cannot be read")]
+    Kernel(#[from] KernelError),
+    /// A process cannot be read.
+    #[error("a process cannot be read")]
+    Task(#[from] TaskError),
+    /// A guest cannot be read.
+    #[error("a guest cannot be read")]
+    Guest(#[from] GuestError),
+}
+
+impl ExtractError {
+    /// What the reader of the message can do.
+    pub fn hint(&self) -> &str {
+        match self {
+            Self::Dump(e) => e.hint(),
+            Self::NoVmcoreinfo => {
+                "dumps made by kdump have one; QEMU adds it with -device vmcoreinfo and the guest's qemu_fw_cfg module"
+            }
+            Self::Kernel(_) => {
+                "if the dump is whole, this kernel is not one that vmrestore knows how to read; `vmrestore check DUMP` says what was found"
+            }
+            Self::Task(_) | Self::Guest(_) => {
+                "`vmrestore check DUMP` says which pages of the dump are missing or damaged"
+            }
+        }
+    }
+}
+
+/// A dead host: its dump and the kernel in it.
+pub struct DeadHost {
+    dump: Arc<Dump>,
+    kernel: Kernel,
+    left_out_is_zero: OnceLock<bool>,
+}
+
+impl DeadHost {
+    /// Opens a dump and finds the kernel in it.
+    ///
+    /// # Errors
+    /// See [`ExtractError`].
+    pub fn open(path: &Path) -> Result<Self, ExtractError> {
+        let dump = Arc::new(Dump::open(path)?);
+        let vmcoreinfo = dump
+            .vmcoreinfo()
+            .ok_or(ExtractError::NoVmcoreinfo)?
+            .to_owned();
+        let kernel = Kernel::open(dump.clone(), &vmcoreinfo)?;
+        Ok(Self {
+            dump,
+            kernel,
+            left_out_is_zero: OnceLock::new(),
+        })
+    }
+
+    /// The dump.
+    pub fn dump(&self) -> &Arc<Dump> {
+        &self.dump
+    }
+
+    /// The dead kernel.
+    pub fn kernel(&self) -> &Kernel {
+        &self.kernel
+    }
+
+    /// Every process.
+    ///
+    /// # Errors
+    /// When the kernel's task list cannot be read.
+    pub fn processes(&self) -> Result<Vec<ProcessSummary>, ExtractError> {
+        Ok(task::processes(&self.kernel)?)
+    }
+
+    /// Every guest.
+    ///
+    /// # Errors
+    /// When KVM's list cannot be read.
+    pub fn guests(&self) -> Result<Vec<GuestSummary>, ExtractError> {
+        Ok(guest::guests(&self.kernel)?)
+    }
+
+    /// The host, so far as a restored process can tell.
+    ///
+    /// # Errors
+    /// When the dead kernel's clocks cannot be read.
+    pub fn host(&self) -> Result<Host, ExtractError> {
+        Ok(task::host(&self.kernel)?)
+    }
+
+    /// How much of the memory of the process with this `task_struct` is in the
+    /// dump; `None` when its structures cannot be read.
+    pub fn coverage(&self, task: u64) -> Option<Coverage> {
+        let mut coverage = coverage::of_task(&self.kernel, task).ok()?;
+        if coverage.filtered > 0 && self.left_out_is_zero() {
+            coverage.present += coverage.filtered;
+            coverage.filtered = 0;
+        }
+        Some(coverage)
+    }
+
+    /// This dump leaves pages of zeros out, and nothing else of user memory.
+    fn left_out_is_zero(&self) -> bool {
+        *self.left_out_is_zero.get_or_init(|| {
+            zeros::ambiguous(&self.dump)
+                && self
+                    .processes()
+                    .is_ok_and(|p| zeros::anonymous_pages_kept(&self.kernel, &p))
+        })
+    }
+
+    /// Everything needed to bring these processes, and the guests in them, back.
+    ///
+    /// # Errors
+    /// When one of them cannot be read as a whole.
+    pub fn dataset(&self, pids: &[i32]) -> Result<Dataset, ExtractError> {
+        let host = self.host()?;
+        let mut parts = task::extract(&self.kernel, pids)?;
+        let mut vms = Vec::new();
+        for vm in virtual_machines(&parts.files) {
+            let (vm, fidelity) = guest::extract(&self.kernel, vm.0, &host)?;
+            vms.push(vm);
+            parts.fidelity.extend(fidelity);
+        }
+        let mut dataset = Dataset {
+            schema_version: SCHEMA_VERSION,
+            crash_id: self.dump.identity().to_string(),
+            host,
+            processes: parts.processes,
+            files: parts.files,
+            pipes: parts.pipes,
+            inodes: parts.inodes,
+            shared_memory: parts.shared_memory,
+            vms,
+            fidelity: parts.fidelity,
+        };
+        if zeros::ambiguous(&self.dump) {
+            zeros::resolve(&mut dataset);
+        }
+        Ok(dataset)
+    }
+
+    /// The pages of this host's datasets.
+    pub fn pages(&self) -> DumpPages {
+        DumpPages::new(self.dump.clone())
+    }
+}
+
+/// The VMs that a file table refers to, each once.
+fn virtual_machines(files: &[crate::dataset::OpenFile]) -> BTreeSet<ObjectId> {
+    files
+        .iter()
+        .filter_map(|f| match f.kind {
+            FileKind::KvmVm { vm } | FileKind::KvmVcpu { vm, .. } => Some(vm),
+            _ => None,
+        })
+        .collect()
+}
