@@ -74,6 +74,13 @@ pub trait PhysicalMemory: Send + Sync {
     /// One past the last page frame that the dump speaks of.
     fn max_pfn(&self) -> u64;
 
+    /// Whether pages of zeros are left out in the way of filtered ones, so that a page that is
+    /// [`Missing::Filtered`] may as well have been zeros. Only ELF dumps cannot tell the two apart:
+    /// a kdump-compressed one stores a page of zeros that all others share.
+    fn filters_zero_pages(&self) -> bool {
+        false
+    }
+
     /// Reads many whole pages: page frame `pfns[i]` into `out[i * 4096..]`. Pages that cannot be
     /// read are filled with zeros and reported; an empty result says that all were read.
     ///
@@ -454,6 +461,10 @@ impl PhysicalMemory for Dump {
             Memory::Elf(memory) => memory.max_pfn(),
             Memory::Kdump(memory) => memory.max_pfn(),
         }
+    }
+
+    fn filters_zero_pages(&self) -> bool {
+        matches!(self.memory, Memory::Elf(_))
     }
 
     /// Decodes on all CPUs, past the cache.

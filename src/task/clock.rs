@@ -132,7 +132,15 @@ pub(super) fn read(kernel: &Kernel) -> Result<Clocks, KernelError> {
             "as of the timekeeper's last update; the crash came at most a few ticks later, on an idle host up to seconds".to_owned(),
         ),
     };
-    let tsc = tsc_at_log.unwrap_or(if source == "tsc" { cycle_last } else { 0 });
+    let tsc = match (by_tsc, by_log) {
+        (None, None) if source == "tsc" => cycle_last,
+        (None, None) => {
+            let offset = variable(kernel, "__gtod_offset").unwrap_or(0);
+            let clock = monotonic.saturating_add(offset.cast_signed()).max(0);
+            tsc_at(kernel, clock.unsigned_abs()).unwrap_or(0)
+        }
+        _ => tsc_at_log.unwrap_or(0),
+    };
     Ok(Clocks {
         realtime: monotonic.saturating_add(keeper.i("offs_real")?),
         monotonic,

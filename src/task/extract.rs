@@ -1,6 +1,6 @@
 //! One extraction: processes, and the objects that they share, each read once.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use super::clock::{self, Clocks};
 use super::page_cache::Wanted;
@@ -58,6 +58,7 @@ pub fn extract(kernel: &Kernel, pids: &[i32]) -> Result<Extracted, TaskError> {
         pipes: HashMap::new(),
         pte_dirty: HashMap::new(),
         references: HashMap::new(),
+        orphans: HashSet::new(),
     };
     let clocks = x.clocks.fidelity();
     x.out.fidelity.push(clocks);
@@ -97,6 +98,9 @@ pub(super) struct Extraction<'a, 'k> {
     pte_dirty: HashMap<u64, Vec<PageRun>>,
     /// How often the processes refer to a file.
     references: HashMap<u64, u64>,
+    /// First addresses of the process's areas, and identities of memories,
+    /// whose missing pages are a deleted file's that no cache had.
+    pub orphans: HashSet<u64>,
 }
 
 impl<'k> Extraction<'_, 'k> {
@@ -291,6 +295,7 @@ impl<'k> Extraction<'_, 'k> {
                 inode.dirty = inode::merge(std::mem::take(&mut inode.dirty), runs);
             }
         }
+        super::zeros::settle_shared(self);
         super::pipe::close_sets(self);
         super::socket::missing_peers(self);
         // Parents before children, in the order of the set.

@@ -220,6 +220,7 @@ pub(super) fn orphan_memory<'k>(
 ) -> Result<ObjectId, KernelError> {
     let id = x.shared_memory(object, Some(cache), &name.path)?;
     if !inode::lives_in_memory(&inode::fs_type(object)?) {
+        x.orphans.insert(id.0);
         let pages = whole_content(x, object, cache)?;
         let missing: u64 = pages
             .iter()

@@ -40,6 +40,7 @@ mod timer;
 mod tty;
 mod tun;
 mod vma;
+mod zeros;
 
 pub use access::{command_line, read_process_memory};
 pub use clock::host;

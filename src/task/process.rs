@@ -3,7 +3,7 @@
 use super::extract::Extraction;
 use super::list::{PF_KTHREAD, int, raw_state};
 use super::path::{self, Place};
-use super::{TaskError, access, mm, registers, signal, thread, timer};
+use super::{TaskError, access, mm, registers, signal, thread, timer, zeros};
 use crate::dataset::{Fd, FsState, Process, ResourceLimit};
 use crate::kernel::{KernelError, Object, XsaveLayout};
 
@@ -52,8 +52,10 @@ pub(super) fn read(x: &mut Extraction<'_, '_>, task: &Object<'_>) -> Result<Proc
         .and_then(|fs| Place::of(&fs.get("root")?))
         .ok();
 
+    // Those of the last process; identities of memories are kernel addresses.
+    x.orphans.retain(|at| *at >> 63 != 0);
     let fds = descriptors(x, alive, root).map_err(failed("descriptor table"))?;
-    let mm = mm::read(x, alive, &mm_struct, &subject, root).map_err(failed("address space"))?;
+    let mut mm = mm::read(x, alive, &mm_struct, &subject, root).map_err(failed("address space"))?;
     let space = access::space(&mm_struct).map_err(failed("page tables"))?;
     let layout = XsaveLayout::of(x.kernel).map_err(failed("FPU layout"))?;
     let context = thread::Context {
@@ -74,6 +76,7 @@ pub(super) fn read(x: &mut Extraction<'_, '_>, task: &Object<'_>) -> Result<Proc
             what: "it runs 32-bit code".into(),
         });
     }
+    zeros::settle(x, &mut mm, &read, &subject);
     note_namespaces(x, alive, &subject).map_err(failed("namespaces"))?;
     let shared = shared(x, alive).map_err(failed("signal_struct"))?;
     Ok(Process {

@@ -249,6 +249,7 @@ impl<'k> Reader<'_, 'k> {
         }
         // A private mapping is made anonymous memory with the same content:
         // nothing can tell the difference but /proc/PID/maps.
+        x.orphans.insert(start);
         let own = self.own_pages(x, start, end, Take::Anonymous)?;
         let cached = match self.orphans.get(&object.addr()) {
             Some(runs) => runs.clone(),
