@@ -1,7 +1,7 @@
 //! The lab's end of the line to PID 1 of the host (`lab-agent` in
 //! guest-images, which tells the frames).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::OpenOptions;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
@@ -42,6 +42,7 @@ pub struct Agent {
     writer: UnixStream,
     shared: Arc<Shared>,
     next: u64,
+    followed: BTreeSet<String>,
 }
 
 #[derive(Default)]
@@ -79,6 +80,7 @@ impl Agent {
             writer: stream,
             shared,
             next: 1,
+            followed: BTreeSet::new(),
         })
     }
 
@@ -110,8 +112,12 @@ impl Agent {
         Ok(id)
     }
 
-    /// Streams the host's file `path` from its start, under `name`.
+    /// Streams the host's file `path` from its start, under `name`. A name that
+    /// is followed already goes on as it is.
     pub fn follow(&mut self, name: &str, path: &str) -> Result<()> {
+        if !self.followed.insert(name.to_owned()) {
+            return Ok(());
+        }
         self.send(&format!("FOLLOW {name} {}\n", path.len()), path)
     }
 

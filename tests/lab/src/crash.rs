@@ -13,6 +13,7 @@ use serde_json::json;
 
 use crate::agent::Agent;
 use crate::images::{Images, make_ext4, read_ext4};
+use crate::judge;
 use crate::machine::{Disk, Machine};
 use crate::scenario::{Death, Guest, MAIN_DUMP, Scenario};
 
@@ -220,6 +221,17 @@ fn bring_to_crash(work: &Path, images: &Images, scenario: &Scenario) -> Result<M
         "the host has ended by itself; its console ends:\n{}",
         machine.console_end()
     );
+    // Emulated SVM is not without faults: a guest that is not whole before the
+    // crash is the lab's loss, and says nothing about what comes after.
+    for guest in &scenario.guests {
+        let seen = machine.agent.tail(&guest.name);
+        let verdict = judge::guest(&seen, &seen, None, 0);
+        ensure!(
+            verdict.is_good(),
+            "{} was not whole before the crash: {verdict}",
+            guest.name
+        );
+    }
     Ok(machine)
 }
 

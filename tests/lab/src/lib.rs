@@ -124,7 +124,7 @@ impl Lab {
     }
 
     /// A host with the scenario's guests running, that nobody crashes.
-    pub fn live(&self, scenario: &Scenario, luggage: &Luggage, dir: &Path) -> Result<Machine> {
+    pub fn live(&self, scenario: &Scenario, luggage: &Luggage, dir: &Path) -> Result<Rebooted> {
         reboot::live(&self.images, scenario, luggage, dir)
     }
 

@@ -20,6 +20,8 @@ use crate::qmp::Qmp;
 pub struct Hardware {
     /// CPUs of the host.
     pub cpus: u32,
+    /// All CPUs in one thread of QEMU, in turn.
+    pub one_thread: bool,
     /// Memory of the host, MiB.
     pub memory_mib: u32,
     /// Five-level paging, as `-cpu max` has it.
@@ -32,6 +34,7 @@ impl Default for Hardware {
     fn default() -> Self {
         Self {
             cpus: 2,
+            one_thread: false,
             memory_mib: 1024,
             five_levels: true,
             crashkernel_mib: 160,
@@ -72,7 +75,11 @@ impl Machine {
         command
             .args([
                 "-accel",
-                "tcg,thread=multi",
+                if hardware.one_thread {
+                    "tcg,thread=single"
+                } else {
+                    "tcg,thread=multi"
+                },
                 "-nodefaults",
                 "-no-user-config",
             ])

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use clap::{Parser, Subcommand};
 use vmrestore_lab::crash::CachedDump;
-use vmrestore_lab::{Lab, Luggage, Output, Scenario, cached_dumps, series};
+use vmrestore_lab::{Lab, Luggage, Output, Rebooted, Scenario, cached_dumps, series};
 
 /// Makes real dumps of real crashes, and reboots into the host that died
 #[derive(Parser)]
@@ -69,6 +69,15 @@ enum Command {
         /// The vmrestore binary to take along
         #[arg(long)]
         vmrestore: Option<PathBuf>,
+        /// Then wait for so many new lines of every guest and of the program
+        #[arg(long)]
+        lines: Option<usize>,
+        /// Judge all outputs at the end (implied by --lines)
+        #[arg(long)]
+        judge: bool,
+        /// Directory for the run's files
+        #[arg(long)]
+        keep: Option<PathBuf>,
         /// Shell commands, one after the other
         #[arg(last = true)]
         commands: Vec<String>,
@@ -113,6 +122,9 @@ struct Choice {
     /// CPUs of the host
     #[arg(long)]
     host_cpus: Option<u32>,
+    /// Emulate all of the host's CPUs in one thread, in turn (or not)
+    #[arg(long)]
+    one_thread: Option<bool>,
 }
 
 impl Choice {
@@ -122,6 +134,9 @@ impl Choice {
         scenario.seed = self.seed;
         if let Some(cpus) = self.host_cpus {
             scenario.hardware.cpus = cpus;
+        }
+        if let Some(one_thread) = self.one_thread {
+            scenario.hardware.one_thread = one_thread;
         }
         Ok(scenario)
     }
@@ -191,19 +206,20 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Live {
             scenario,
             vmrestore,
+            lines,
+            judge,
+            keep,
             commands,
         } => {
             let lab = Lab::prepare()?;
             let luggage = vmrestore.as_deref().map(Luggage::vmrestore);
-            let mut machine = lab.live(
-                &scenario.scenario()?,
-                &luggage.unwrap_or_default(),
-                &lab.new_run(),
-            )?;
+            let dir = keep.unwrap_or_else(|| lab.new_run());
+            let luggage = luggage.unwrap_or_default();
+            let mut host = lab.live(&scenario.scenario()?, &luggage, &dir)?;
             for command in &commands {
-                let limit = Duration::from_secs(300);
-                print(command, &machine.agent.run(command, limit)?);
+                print(command, &host.run(command, Duration::from_secs(300))?);
             }
+            return finish(host, lines, judge, &dir);
         }
         Command::Series {
             scenario,
@@ -314,16 +330,24 @@ fn run_again(
             code = output.code;
         }
     }
-    if let Some(count) = lines {
-        host.follow_all()?;
-        for name in dump.names() {
-            if let Err(error) = host.wait_new_lines(&name, count, Duration::from_secs(120)) {
-                eprintln!("lab: {error:#}");
-            }
-        }
-    }
+    let judged = finish(host, lines, judge, dir)?;
+    Ok(match code {
+        0 => judged,
+        code => ExitCode::from(u8::try_from(code).unwrap_or(1)),
+    })
+}
+
+/// Waits for new lines, turns the host off, judges, where that was asked for.
+fn finish(mut host: Rebooted, lines: Option<usize>, judge: bool, dir: &Path) -> Result<ExitCode> {
     if lines.is_none() && !judge {
-        return Ok(ExitCode::from(u8::try_from(code).unwrap_or(1)));
+        return Ok(ExitCode::SUCCESS);
+    }
+    host.follow_all()?;
+    for name in host.names() {
+        let waited = host.wait_new_lines(&name, lines.unwrap_or(0), Duration::from_secs(120));
+        if let Err(error) = waited {
+            eprintln!("lab: {error:#}");
+        }
     }
     let aftermath = host.finish()?;
     let mut good = true;
@@ -341,5 +365,5 @@ fn run_again(
             dir.display()
         );
     }
-    Ok(ExitCode::from(u8::try_from(code).unwrap_or(1)))
+    Ok(ExitCode::SUCCESS)
 }

@@ -38,14 +38,19 @@ impl Luggage {
 pub struct Rebooted {
     /// Its machine.
     pub machine: Machine,
-    dump: CachedDump,
+    scenario: Scenario,
+    before: Before,
     dir: PathBuf,
 }
+
+/// What guests and program had printed when the host died, by name.
+type Before = BTreeMap<String, Vec<u8>>;
 
 /// What the data disk held after the host went down in order.
 pub struct Aftermath {
     files: BTreeMap<String, Vec<u8>>,
-    dump: CachedDump,
+    scenario: Scenario,
+    before: Before,
 }
 
 /// Boots the host again. `dir` takes the run's files and is emptied first.
@@ -81,20 +86,28 @@ pub fn reboot(
         .agent
         .wait_up(Duration::from_secs(180))
         .with_context(|| format!("the host's console ends:\n{}", machine.console_end()))?;
+    let scenario = dump.record.scenario.clone();
+    let before = scenario
+        .output_names()
+        .into_iter()
+        .map(|name| (name.clone(), dump.before(&name)))
+        .collect();
     Ok(Rebooted {
         machine,
-        dump: dump.clone(),
+        scenario,
+        before,
         dir: dir.to_owned(),
     })
 }
 
-/// A fresh host with the scenario's guests running, and no dump.
+/// A fresh host with the scenario's guests running, that nobody crashes. What
+/// has been seen of them by now counts as "before".
 pub fn live(
     images: &Images,
     scenario: &Scenario,
     luggage: &Luggage,
     dir: &Path,
-) -> Result<Machine> {
+) -> Result<Rebooted> {
     let _ = std::fs::remove_dir_all(dir);
     std::fs::create_dir_all(dir)?;
     let data = dir.join("data.img");
@@ -112,7 +125,17 @@ pub fn live(
     let mut machine = Machine::start(images, &scenario.hardware, &disks, dir)?;
     crash::start_all(&mut machine, scenario)
         .with_context(|| format!("the host's console ends:\n{}", machine.console_end()))?;
-    Ok(machine)
+    let before = scenario
+        .output_names()
+        .into_iter()
+        .map(|name| (name.clone(), machine.agent.tail(&name)))
+        .collect();
+    Ok(Rebooted {
+        machine,
+        scenario: scenario.clone(),
+        before,
+        dir: dir.to_owned(),
+    })
 }
 
 /// An ext4 image of these files, with `spare` MiB to write.
@@ -145,6 +168,16 @@ fn copy_sparse(from: &Path, to: &Path) -> Result<()> {
 }
 
 impl Rebooted {
+    /// Names of the guests, and `process`.
+    #[must_use]
+    pub fn names(&self) -> Vec<String> {
+        self.scenario.output_names()
+    }
+
+    fn before(&self, name: &str) -> &[u8] {
+        self.before.get(name).map_or(&[], Vec::as_slice)
+    }
+
     /// Runs a shell command in the host.
     pub fn run(&mut self, command: &str, limit: Duration) -> Result<Output> {
         self.machine.agent.run(command, limit)
@@ -152,7 +185,7 @@ impl Rebooted {
 
     /// Streams the outputs of all guests and of the program from now on.
     pub fn follow_all(&mut self) -> Result<()> {
-        for name in self.dump.names() {
+        for name in self.scenario.output_names() {
             let path = Scenario::output_path(&name);
             self.machine.agent.follow(&name, &path)?;
         }
@@ -162,7 +195,7 @@ impl Rebooted {
     /// Waits until `name` has printed `count` lines more than it had, as seen
     /// from outside, when the host died.
     pub fn wait_new_lines(&self, name: &str, count: usize, limit: Duration) -> Result<()> {
-        let before = self.dump.before(name);
+        let before = self.before(name);
         let lines = before.iter().filter(|byte| **byte == b'\n').count();
         self.machine.agent.wait_lines(name, lines + count, limit)
     }
@@ -181,11 +214,11 @@ impl Rebooted {
         self.machine.agent.power_off()?;
         self.machine.wait_off(Duration::from_secs(120))?;
         let mut wanted: Vec<(String, String)> = Vec::new();
-        for name in self.dump.names() {
+        for name in self.scenario.output_names() {
             let path = Scenario::output_path(&name);
             wanted.push((name, path));
         }
-        for guest in &self.dump.record.scenario.guests {
+        for guest in &self.scenario.guests {
             for kind in ["disk", "log"] {
                 let name = format!("{}.{kind}", guest.name);
                 let path = format!("/data/{name}");
@@ -213,12 +246,17 @@ impl Rebooted {
         }
         Ok(Aftermath {
             files,
-            dump: self.dump,
+            scenario: self.scenario,
+            before: self.before,
         })
     }
 }
 
 impl Aftermath {
+    fn before(&self, name: &str) -> &[u8] {
+        self.before.get(name).map_or(&[], Vec::as_slice)
+    }
+
     /// A file of the data disk: an output by its name, `NAME.disk`,
     /// `items.log`, `counter.map`; empty if it was not there.
     #[must_use]
@@ -231,11 +269,11 @@ impl Aftermath {
     /// have come since.
     #[must_use]
     pub fn verdict(&self, name: &str, new_lines: usize) -> Verdict {
-        let before = self.dump.before(name);
+        let before = self.before(name);
         let after = self.file(name);
         if name == "process" {
             return judge::process(
-                &before,
+                before,
                 after,
                 self.file("items.log"),
                 self.file("counter.map"),
@@ -243,19 +281,14 @@ impl Aftermath {
             );
         }
         let disk = self.file(&format!("{name}.disk"));
-        judge::guest(
-            &before,
-            after,
-            (!disk.is_empty()).then_some(disk),
-            new_lines,
-        )
+        judge::guest(before, after, (!disk.is_empty()).then_some(disk), new_lines)
     }
 
     /// All verdicts: (name, verdict).
     #[must_use]
     pub fn verdicts(&self, new_lines: usize) -> Vec<(String, Verdict)> {
-        self.dump
-            .names()
+        self.scenario
+            .output_names()
             .into_iter()
             .map(|name| {
                 let verdict = self.verdict(&name, new_lines);
