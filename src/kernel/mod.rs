@@ -141,7 +141,7 @@ impl Kernel {
 
     /// Address of a symbol: of vmlinux, or of the first module that has it.
     pub fn symbol(&self, name: &str) -> Result<u64, KernelError> {
-        if let Some(addr) = self.kallsyms.address(name) {
+        if let Some(addr) = self.vmlinux_symbol(name) {
             return Ok(addr);
         }
         // A damaged module hides its own symbols, not those of the others.
@@ -344,6 +344,10 @@ impl Kernel {
         self.types.enumerator(enumeration, name)
     }
 
+    fn vmlinux_symbol(&self, name: &str) -> Option<u64> {
+        self.kallsyms.address(name)
+    }
+
     fn types(&self) -> &Types {
         &self.types
     }
@@ -410,7 +414,10 @@ impl Kernel {
     /// commit 36e68442d1af ("bpf: Load and verify kernel module BTFs") (in v5.11).
     #[allow(clippy::type_complexity)]
     fn module_btfs(&self) -> Result<Vec<(String, Result<Vec<u8>, KernelError>)>, KernelError> {
-        let head = self.object("list_head", self.symbol("btf_modules")?)?;
+        let Some(head) = self.vmlinux_symbol("btf_modules") else {
+            return Ok(Vec::new());
+        };
+        let head = self.object("list_head", head)?;
         let mut blobs = Vec::new();
         for module in containers::list(&head, "btf_module", "list")? {
             let name = module.follow("module")?.get("name")?.string()?;

@@ -35,9 +35,13 @@ impl Module {
     }
 }
 
-/// The list `modules`.
+/// The list `modules`; empty for a kernel that was built without them.
 pub(super) fn read_modules(kernel: &Kernel) -> Result<Vec<Module>, KernelError> {
-    let head = kernel.object("list_head", kernel.symbol("modules")?)?;
+    // Among vmlinux's own symbols: those of modules are what is being read here.
+    let Some(head) = kernel.vmlinux_symbol("modules") else {
+        return Ok(Vec::new());
+    };
+    let head = kernel.object("list_head", head)?;
     containers::list(&head, "module", "list")?
         .iter()
         .map(read_module)
