@@ -43,8 +43,8 @@ pub use vcpu::{
     VcpuActivity, VcpuEvents, VcpuRegs,
 };
 pub use vm::{
-    CoalescedZone, IoApic, IoEventFd, IrqFd, IrqRoute, IrqRouteTarget, Irqchip, Memslot, Pic, Pit,
-    PitChannel, Vm, VmCaps, VmClock,
+    CoalescedZone, IoApic, IoEventFd, IrqFd, IrqRoute, IrqRouteTarget, Irqchip, Memslot, MsrFilter,
+    MsrFilterRange, Pic, Pit, PitChannel, Vm, VmCaps, VmClock,
 };
 
 use serde::{Deserialize, Serialize};

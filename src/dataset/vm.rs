@@ -1,7 +1,7 @@
 //! A KVM virtual machine: what its vCPUs share.
 
 use super::hex::u64_hex;
-use super::{ObjectId, Vcpu};
+use super::{Blob, ObjectId, Vcpu};
 use serde::{Deserialize, Serialize};
 
 /// A VM (`struct kvm`).
@@ -220,4 +220,35 @@ pub struct VmCaps {
     pub max_halt_poll_ns: Option<u32>,
     /// KVM_CAP_MSR_PLATFORM_INFO.
     pub guest_can_read_msr_platform_info: bool,
+    /// KVM_CAP_PMU_CAPABILITY: KVM_PMU_CAP_DISABLE.
+    #[serde(default)]
+    pub disable_pmu: bool,
+    /// KVM_CAP_VM_DISABLE_NX_HUGE_PAGES.
+    #[serde(default)]
+    pub disable_nx_huge_pages: bool,
+    /// KVM_X86_SET_MSR_FILTER, after `user_space_msr_mask`. QEMU always sets one.
+    #[serde(default)]
+    pub msr_filter: Option<MsrFilter>,
+}
+
+/// Which MSRs the guest may touch without the VMM (`struct kvm_msr_filter`).
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MsrFilter {
+    /// What holds for MSRs in no range: allowed (KVM_MSR_FILTER_DEFAULT_ALLOW), or denied.
+    pub default_allow: bool,
+    /// At most 16.
+    pub ranges: Vec<MsrFilterRange>,
+}
+
+/// One range of MSRs (`struct kvm_msr_filter_range`).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MsrFilterRange {
+    /// KVM_MSR_FILTER_READ 1, KVM_MSR_FILTER_WRITE 2.
+    pub flags: u32,
+    /// First MSR.
+    pub base: u32,
+    /// MSRs in it.
+    pub count: u32,
+    /// One bit for each MSR, 1 = allowed; `count` bits, rounded up to whole 64-bit words.
+    pub bitmap: Blob,
 }

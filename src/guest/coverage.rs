@@ -6,8 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::GuestError;
 use super::field::kvm_object;
-use super::memslot::memslots;
-use crate::dataset::Memslot;
+use super::memslot::{memslots, user_ranges};
 use crate::dump::{Missing, PageState};
 use crate::kernel::{AddressSpace, Entry, Kernel};
 
@@ -105,52 +104,9 @@ fn overlap(va: u64, len: u64, start: u64, end: u64) -> u64 {
         .saturating_sub(va.max(start))
 }
 
-/// The VMM's addresses behind the slots, each once: the SMM address space and a split slot show
-/// the same memory again.
-fn user_ranges(slots: &[Memslot]) -> Vec<(u64, u64)> {
-    let mut ranges: Vec<(u64, u64)> = slots
-        .iter()
-        .map(|s| (s.user_address, s.user_address.saturating_add(s.size)))
-        .collect();
-    ranges.sort_unstable();
-    let mut merged: Vec<(u64, u64)> = Vec::with_capacity(ranges.len());
-    for (start, end) in ranges {
-        match merged.last_mut() {
-            Some(last) if start <= last.1 => last.1 = last.1.max(end),
-            _ => merged.push((start, end)),
-        }
-    }
-    merged
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn slot(user_address: u64, size: u64) -> Memslot {
-        Memslot {
-            slot: 0,
-            address_space: 0,
-            flags: 0,
-            guest_address: 0,
-            size,
-            user_address,
-        }
-    }
-
-    #[test]
-    fn memory_shown_twice_counts_once() {
-        let slots = [
-            slot(0x7000_0000, 0x4000),
-            slot(0x5000_0000, 0x1000),
-            slot(0x7000_1000, 0x1000),
-            slot(0x7000_4000, 0x2000),
-        ];
-        assert_eq!(
-            user_ranges(&slots),
-            [(0x5000_0000, 0x5000_1000), (0x7000_0000, 0x7000_6000)]
-        );
-    }
 
     #[test]
     fn a_huge_page_counts_only_where_it_is_asked_for() {

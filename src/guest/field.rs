@@ -114,11 +114,3 @@ pub(super) fn u32_at(bytes: &[u8], at: usize) -> u32 {
         .and_then(|b| b.try_into().ok())
         .map_or(0, u32::from_le_bytes)
 }
-
-/// The `u64` at byte `at`; 0 behind the end.
-pub(super) fn u64_at(bytes: &[u8], at: usize) -> u64 {
-    bytes
-        .get(at..at.saturating_add(8))
-        .and_then(|b| b.try_into().ok())
-        .map_or(0, u64::from_le_bytes)
-}

@@ -92,22 +92,31 @@ fn memslot(slot: &Object<'_>, set: &Object<'_>, space: u64) -> Result<Option<Mem
     }))
 }
 
-/// Memory that the guest takes for RAM: what it can write, in its ordinary address space. Bytes.
+/// Memory that the guest takes for RAM: what it can write. What shows twice counts once. Bytes.
 pub(super) fn ram_bytes(slots: &[Memslot]) -> u64 {
     const READONLY: u32 = 2;
-    slots
-        .iter()
-        .filter(|s| s.address_space == 0 && s.flags & READONLY == 0)
-        .map(|s| s.size)
+    user_ranges(slots.iter().filter(|s| s.flags & READONLY == 0))
+        .into_iter()
+        .map(|(start, end)| end - start)
         .fold(0, u64::saturating_add)
 }
 
-/// The VMM's address of the guest-physical `address`.
-pub(super) fn user_address(slots: &[Memslot], address: u64) -> Option<u64> {
-    slots.iter().filter(|s| s.address_space == 0).find_map(|s| {
-        let offset = address.checked_sub(s.guest_address)?;
-        (offset < s.size).then_some(s.user_address + offset)
-    })
+/// The VMM's addresses behind the slots, `start..end`, each once and in order: the address space
+/// of SMM, and firmware at two places, show the same memory again.
+pub(super) fn user_ranges<'a>(slots: impl IntoIterator<Item = &'a Memslot>) -> Vec<(u64, u64)> {
+    let mut ranges: Vec<(u64, u64)> = slots
+        .into_iter()
+        .map(|s| (s.user_address, s.user_address.saturating_add(s.size)))
+        .collect();
+    ranges.sort_unstable();
+    let mut merged: Vec<(u64, u64)> = Vec::with_capacity(ranges.len());
+    for (start, end) in ranges {
+        match merged.last_mut() {
+            Some(last) if start <= last.1 => last.1 = last.1.max(end),
+            _ => merged.push((start, end)),
+        }
+    }
+    merged
 }
 
 fn damaged(obj: &Object<'_>, detail: &str) -> GuestError {
@@ -115,5 +124,36 @@ fn damaged(obj: &Object<'_>, detail: &str) -> GuestError {
         what: "kvm_memslots",
         addr: obj.addr(),
         detail: detail.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn slot(address_space: u16, flags: u32, user_address: u64, size: u64) -> Memslot {
+        Memslot {
+            slot: 0,
+            address_space,
+            flags,
+            guest_address: 0,
+            size,
+            user_address,
+        }
+    }
+
+    #[test]
+    fn memory_shown_twice_counts_once() {
+        let slots = [
+            slot(0, 0, 0x7000_0000, 0x4000),
+            slot(0, 2, 0x5000_0000, 0x1000),
+            slot(1, 0, 0x7000_1000, 0x1000),
+            slot(0, 0, 0x7000_4000, 0x2000),
+        ];
+        assert_eq!(
+            user_ranges(&slots),
+            [(0x5000_0000, 0x5000_1000), (0x7000_0000, 0x7000_6000)]
+        );
+        assert_eq!(ram_bytes(&slots), 0x6000, "without the ROM");
     }
 }

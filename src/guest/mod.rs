@@ -4,16 +4,27 @@
 //! [`Vm`](crate::dataset::Vm), [`memory_coverage`] says how much of its memory the dump has.
 //! Everything is found by name in the BTF of kvm.ko and kvm-amd.ko, which lies in the dump.
 
-#![allow(dead_code)]
-
+mod caps;
+mod clock;
 mod cmdline;
 mod coverage;
+mod cpuid;
 mod error;
+mod eventfds;
+mod events;
 mod exit_window;
 mod field;
 mod find;
+mod irqchip;
+mod lapic;
 mod memslot;
+mod msr;
+mod nested;
+mod routing;
 mod thread;
+mod user_memory;
+mod vcpu;
+mod vm;
 mod vmcb;
 
 pub use coverage::{MemoryCoverage, memory_coverage};
@@ -47,9 +58,6 @@ fn vendor(kernel: &Kernel) -> Result<&'static str, GuestError> {
 
 /// Reads the virtual machine at `vm` (a [`GuestSummary::vm`]) whole. `host` is the host that died,
 /// at the instant of the crash. The second part of the result says what is not exactly as it was.
-pub fn extract(_kernel: &Kernel, vm: u64, _host: &Host) -> Result<(Vm, Vec<Fidelity>), GuestError> {
-    Err(GuestError::Unsupported {
-        vm,
-        why: "extracting is not there yet".into(),
-    })
+pub fn extract(kernel: &Kernel, vm: u64, host: &Host) -> Result<(Vm, Vec<Fidelity>), GuestError> {
+    vm::extract(kernel, vm, host)
 }
