@@ -210,8 +210,8 @@ struct Timekeeper {
 impl Timekeeper {
     fn of(kernel: &Kernel) -> Result<Timekeeper, GuestError> {
         let core = kernel.symbol("tk_core")?;
-        // tk_core has had a name for its type since b0294e6a1ff3 ("timekeeping: Introduce struct
-        // tk_data") (in v6.13); before, a seqcount stood in front, of 4 bytes and padding.
+        // Its type has had a name since v6.13; before, a seqcount stood in front, of 4 bytes and
+        // padding.
         let offset = kernel.offset_of("tk_data", "timekeeper").unwrap_or(8);
         let tk = kernel.object("timekeeper", core.wrapping_add(offset))?;
         let base_ns = |path: &str| -> Result<u64, GuestError> {

@@ -196,8 +196,7 @@ fn memory_types(source: &Source<'_, '_>, list: &mut List) -> Result<(), GuestErr
     let fixed = if state.has("fixed_ranges") {
         words(&state.get("fixed_ranges")?.bytes()?)
     } else {
-        // Since 10f0ed1bfd5a-era rework ("KVM: x86: Remove VMX support for virtualizing guest MTRR
-        // memtypes") (in v6.11) the MSRs are kept as they are.
+        // Since v6.11 each MSR is kept as it is.
         let mut all = vec![state.u("fixed_64k")?];
         all.extend(words(&state.get("fixed_16k")?.bytes()?));
         all.extend(words(&state.get("fixed_4k")?.bytes()?));

@@ -54,7 +54,7 @@ impl XsaveLayout {
     }
 
     /// The layout that the dead kernel read from its CPU: `xstate_offsets`, `xstate_sizes` and
-    /// `xstate_flags`. The last came with 35a77d4503d9 ("x86/fpu: Cache xfeature flags from CPUID")
+    /// `xstate_flags`. The last came with 6afbb58cc225 ("x86/fpu: Cache xfeature flags from CPUID")
     /// (in v5.18).
     pub fn of(kernel: &Kernel) -> Result<XsaveLayout, KernelError> {
         const FLAG_SUPERVISOR: u32 = 1;
