@@ -28,15 +28,19 @@
 mod bulk;
 mod codec;
 mod elf;
+mod elf_headers;
 mod error;
 mod extents;
 mod identity;
 mod image;
 mod kdump;
+mod kdump_headers;
+mod memory;
 mod notes;
 mod page_cache;
 mod recognise;
 mod refusal;
+mod words;
 
 use std::cell::RefCell;
 use std::fmt;
@@ -51,104 +55,15 @@ use codec::Decoder;
 use elf::ElfMemory;
 pub use error::{OpenError, ReadError};
 use image::{Image, ImageError};
-use kdump::{Headers, KdumpMemory, Rank};
+use kdump::{KdumpMemory, Rank};
+use kdump_headers::Headers;
+pub use memory::{Missing, PAGE_SIZE, PageCounts, PageFailure, PageState, PhysicalMemory};
 use notes::Notes;
 use page_cache::PageCache;
 use recognise::Kind;
 use refusal::Refusal;
 
 pub use notes::{CpuNote, PrStatus, QemuCpuState, QemuSegment, UserRegs};
-
-/// Bytes in a page. Dumps with another block size are refused.
-pub const PAGE_SIZE: u64 = 4096;
-
-/// Physical memory of a dead machine.
-pub trait PhysicalMemory: Send + Sync {
-    /// Reads `buf.len()` bytes at physical address `addr`; may cross pages. On an error the content
-    /// of `buf` is unspecified.
-    fn read_physical(&self, addr: u64, buf: &mut [u8]) -> Result<(), ReadError>;
-
-    /// Whether the page frame `pfn` (physical address ÷ 4096) is in the dump, whole.
-    fn page_state(&self, pfn: u64) -> PageState;
-
-    /// One past the last page frame that the dump speaks of.
-    fn max_pfn(&self) -> u64;
-
-    /// Whether pages of zeros are left out in the way of filtered ones, so that a page that is
-    /// [`Missing::Filtered`] may as well have been zeros. Only ELF dumps cannot tell the two apart:
-    /// a kdump-compressed one stores a page of zeros that all others share.
-    fn filters_zero_pages(&self) -> bool {
-        false
-    }
-
-    /// Reads many whole pages: page frame `pfns[i]` into `out[i * 4096..]`. Pages that cannot be
-    /// read are filled with zeros and reported; an empty result says that all were read.
-    ///
-    /// # Panics
-    /// If `out.len() != pfns.len() * 4096`.
-    fn read_pages(&self, pfns: &[u64], out: &mut [u8]) -> Vec<PageFailure> {
-        assert_eq!(out.len(), pfns.len() * PAGE_SIZE as usize);
-        let mut failures = Vec::new();
-        for (index, (pfn, page)) in pfns
-            .iter()
-            .zip(out.chunks_exact_mut(PAGE_SIZE as usize))
-            .enumerate()
-        {
-            let read = match pfn.checked_mul(PAGE_SIZE) {
-                Some(addr) => self.read_physical(addr, page),
-                None => Err(ReadError::Missing {
-                    addr: u64::MAX,
-                    why: Missing::NotRam,
-                }),
-            };
-            if let Err(error) = read {
-                page.fill(0);
-                failures.push(PageFailure { index, error });
-            }
-        }
-        failures
-    }
-}
-
-/// One page that [`PhysicalMemory::read_pages`] could not read.
-#[derive(Clone, Debug)]
-pub struct PageFailure {
-    /// Its place in the list of page frames asked for.
-    pub index: usize,
-    /// Why.
-    pub error: ReadError,
-}
-
-/// Whether the dump holds a page.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum PageState {
-    /// The whole page is there (though it may prove corrupt when read).
-    Present,
-    /// It is not.
-    Missing(Missing),
-}
-
-/// Why a page is not in the dump.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Missing {
-    /// The dump's writer left it out on purpose (makedumpfile's `-d` level).
-    Filtered,
-    /// The machine had no memory there, or the writer did not regard it as memory.
-    NotRam,
-    /// It would stand beyond the end of the file, or was never written.
-    Truncated,
-}
-
-impl fmt::Display for Missing {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Missing::Filtered => "left out by the dump's filter level",
-            Missing::NotRam => "no memory there",
-            Missing::Truncated => "beyond the end of the truncated dump",
-        })
-    }
-}
 
 /// What kind of file a dump is. `Display` gives a name for people, such as
 /// "kdump-compressed (zlib), flattened".
@@ -179,19 +94,6 @@ impl fmt::Display for DumpIdentity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
     }
-}
-
-/// How many pages of the dead machine are in which state. Counted in page frames.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct PageCounts {
-    /// In the dump.
-    pub present: u64,
-    /// Left out by the filter.
-    pub filtered: u64,
-    /// Below [`PhysicalMemory::max_pfn`], but not memory.
-    pub not_ram: u64,
-    /// Beyond the end of a truncated file, or never written.
-    pub truncated: u64,
 }
 
 /// The page cache holds 32 MiB at most.
@@ -390,16 +292,6 @@ impl Dump {
     #[must_use]
     pub fn dump_level(&self) -> Option<u32> {
         self.dump_level
-    }
-
-    /// Whether a page that is [`Missing::Filtered`] may have been one of zeros.
-    ///
-    /// Not in a kdump-compressed dump: there zero pages are stored, as one that all share. But
-    /// makedumpfile -E at an odd level leaves zero pages out just as it leaves filtered ones out,
-    /// and an ELF file does not say its level.
-    #[must_use]
-    pub fn filtered_may_be_zero(&self) -> bool {
-        matches!(self.memory, Memory::Elf(_)) && self.page_counts().filtered > 0
     }
 
     /// Why the dump is not whole, or `None` if it seems to be.
