@@ -355,6 +355,15 @@ fn nursery(dataset: &Dataset, pid: i32) -> Result<Tracee, RestoreError> {
     )?;
     calls::plain(&mut tracee, libc::SYS_close_range, [0, u32::MAX.into(), 0])
         .during(0, at("close_range"))?;
+    // Its dead children leave no zombies, should the restore fail.
+    let ignore: Vec<u8> = [1u64, 0, 0, 0]
+        .iter()
+        .flat_map(|w| w.to_ne_bytes())
+        .collect();
+    let child = libc::SIGCHLD.cast_unsigned().into();
+    calls::put(&mut tracee, &ignore)
+        .and_then(|act| calls::plain(&mut tracee, libc::SYS_rt_sigaction, [child, act, 0, 8]))
+        .during(0, at("rt_sigaction"))?;
     for resource in 0..LIMITS {
         let limit = if resource == libc::RLIMIT_NOFILE {
             1 << 20 // what fs.nr_open allows everywhere

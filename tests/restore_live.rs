@@ -1,0 +1,399 @@
+//! A process is stopped, looked at, killed, and brought back from what was
+//! seen: the restorer on its own, without a dump and without a reboot.
+//!
+//! Needs root (ptrace, PIDs of choice, time namespaces) and a C compiler.
+
+#[path = "common/live.rs"]
+mod live;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+use vmrestore::dataset::{MappingKind, SigAction};
+use vmrestore::restore::{Options, RestoreError, prepare};
+use vmrestore::sys::ptrace;
+
+/// PIDs are the machine's, and tests want theirs: one at a time.
+static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+
+fn root_or_say_so() -> bool {
+    // SAFETY-free: procfs knows it as well.
+    let root = fs::metadata("/proc/self").is_ok_and(|m| {
+        use std::os::unix::fs::MetadataExt;
+        m.uid() == 0
+    });
+    if !root {
+        eprintln!("SKIPPED: restoring needs root");
+    }
+    root
+}
+
+/// The test program, running.
+struct Living {
+    dir: PathBuf,
+    child: Child,
+}
+
+impl Living {
+    fn start(name: &str) -> Self {
+        let dir = std::env::temp_dir().join(format!("vmrestore-{name}-{}", std::process::id()));
+        fs::create_dir_all(&dir).expect("a directory");
+        let program = dir.join("living");
+        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/programs/living.c");
+        let built = Command::new("cc")
+            .args(["-O1", "-pthread", "-o"])
+            .args([&program, &source])
+            .status()
+            .expect("a C compiler");
+        assert!(built.success());
+        let child = Command::new(&program)
+            .arg(&dir)
+            .current_dir("/")
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("the test program");
+        let living = Self { dir, child };
+        living.await_ticks(10);
+        living
+    }
+
+    fn pid(&self) -> i32 {
+        self.child.id() as i32
+    }
+
+    fn log(&self) -> String {
+        fs::read_to_string(self.dir.join("log")).unwrap_or_default()
+    }
+
+    fn ticks(&self) -> Vec<Tick> {
+        self.log().lines().filter_map(Tick::parse).collect()
+    }
+
+    fn await_ticks(&self, count: usize) -> Vec<Tick> {
+        let begin = Instant::now();
+        loop {
+            let ticks = self.ticks();
+            assert!(!self.log().contains("BAD"), "{}", self.log());
+            if ticks.len() >= count {
+                return ticks;
+            }
+            assert!(
+                begin.elapsed() < Duration::from_secs(20),
+                "only {} of {count} ticks:\n{}",
+                ticks.len(),
+                self.log()
+            );
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    fn take(&self) -> live::Taken {
+        let bytes = fs::read(self.dir.join("sigactions")).expect("sigactions");
+        let words: Vec<u64> = bytes
+            .chunks_exact(8)
+            .map(|c| u64::from_ne_bytes(c.try_into().expect("8")))
+            .collect();
+        let actions = (1..)
+            .zip(words.chunks_exact(4))
+            .map(|(signal, w)| SigAction {
+                signal,
+                handler: w[0],
+                flags: w[1],
+                restorer: w[2],
+                mask: w[3],
+            })
+            .collect();
+        live::take(self.pid(), actions)
+    }
+
+    /// Ends the original, whose tracer this thread is: its threads must be
+    /// waited for before it.
+    fn kill(&mut self) {
+        let tids: Vec<i32> = fs::read_dir(format!("/proc/{}/task", self.pid()))
+            .expect("tasks")
+            .filter_map(|e| e.ok()?.file_name().to_str()?.parse().ok())
+            .filter(|tid| *tid != self.pid())
+            .collect();
+        self.child.kill().expect("kill");
+        for tid in tids {
+            while !matches!(ptrace::wait(tid), Ok(ptrace::Stop::Gone(_)) | Err(_)) {}
+        }
+        self.child.wait().expect("wait");
+    }
+}
+
+impl Drop for Living {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = fs::remove_dir_all(&self.dir);
+    }
+}
+
+/// Kills what was restored when the test ends.
+struct Killed(i32);
+
+impl Drop for Killed {
+    fn drop(&mut self) {
+        let _ = vmrestore::sys::task_control::kill(self.0, libc::SIGKILL);
+    }
+}
+
+/// One line of the program's log.
+#[derive(Debug, Clone, PartialEq)]
+struct Tick {
+    number: u64,
+    pid: i32,
+    monotonic: u64,
+    spins: u64,
+}
+
+impl Tick {
+    fn parse(line: &str) -> Option<Self> {
+        let words: Vec<&str> = line.split(' ').collect();
+        let after = |name| {
+            let at = words.iter().position(|w| *w == name)?;
+            words.get(at + 1)?.parse::<u64>().ok()
+        };
+        Some(Self {
+            number: after("tick")?,
+            pid: after("pid")? as i32,
+            monotonic: after("mono")?,
+            spins: after("spins")?,
+        })
+    }
+}
+
+/// No tick is missing, none came twice, and the threads went on.
+fn assert_unbroken(ticks: &[Tick], pid: i32) {
+    for pair in ticks.windows(2) {
+        assert_eq!(pair[1].number, pair[0].number + 1);
+        assert!(pair[1].monotonic > pair[0].monotonic);
+        assert!(pair[1].spins >= pair[0].spins);
+    }
+    assert!(ticks.iter().all(|t| t.pid == pid), "{ticks:?}");
+    let last = ticks.last().expect("ticks");
+    assert!(last.spins > ticks[9].spins);
+}
+
+#[test]
+fn a_threaded_process_goes_on() {
+    let _one = ONE_AT_A_TIME.lock().unwrap_or_else(|e| e.into_inner());
+    if !root_or_say_so() {
+        return;
+    }
+    let mut living = Living::start("on");
+    let pid = living.pid();
+    let mut taken = living.take();
+    living.kill();
+    let before = living.ticks();
+    // As if the dead host had been up for a thousand seconds longer than this one.
+    const AHEAD: u64 = 1_000_000_000_000;
+    taken.dataset.host.monotonic_ns += AHEAD as i64;
+    taken.dataset.host.boottime_ns += AHEAD as i64;
+
+    let prepared = prepare(&taken.dataset, &taken.memory, &Options::default()).expect("prepared");
+    let restored = prepared.resume().expect("resumed");
+    assert_eq!(restored.len(), 1);
+    let _killed = Killed(restored[0].pid);
+    assert_eq!(restored[0].pid, pid, "{:?}", restored[0].fidelity);
+    assert_eq!(restored[0].fidelity, []);
+
+    let after = living.await_ticks(before.len() + 20);
+    assert_unbroken(&after, pid);
+    let (last, next) = (before.last().expect("tick"), &after[before.len()]);
+    let gap = next.monotonic - last.monotonic;
+    assert!((AHEAD..AHEAD + 5_000_000_000).contains(&gap), "{gap}");
+
+    // It answers at its socket, which is a new one at the old path.
+    use std::io::Read;
+    let mut answer = String::new();
+    std::os::unix::net::UnixStream::connect(living.dir.join("socket"))
+        .expect("its socket")
+        .read_to_string(&mut answer)
+        .expect("an answer");
+    assert_eq!(answer, "hello\n");
+
+    // Nothing of vmrestore is in it: every mapping is one that it had.
+    let maps = fs::read_to_string(format!("/proc/{pid}/maps")).expect("maps");
+    for line in maps.lines().filter(|l| !l.contains("[vsyscall]")) {
+        let range = line.split(' ').next().expect("a range");
+        let (start, end) = range.split_once('-').expect("two");
+        let start = u64::from_str_radix(start, 16).expect("hex");
+        let end = u64::from_str_radix(end, 16).expect("hex");
+        let vmas = &taken.dataset.processes[0].mm.vmas;
+        assert!(
+            vmas.iter().any(|v| v.start <= start && start < v.end)
+                && vmas.iter().any(|v| v.start < end && end <= v.end)
+                || line.contains("[vvar")
+                || line.contains("[heap]"),
+            "{line}\n{maps}"
+        );
+    }
+    let names: Vec<String> = fs::read_dir(format!("/proc/{pid}/task"))
+        .expect("tasks")
+        .map(|t| fs::read_to_string(t.expect("task").path().join("comm")).expect("comm"))
+        .collect();
+    for name in ["living", "spinner", "sleeper", "reader", "waiter"] {
+        assert!(names.iter().any(|n| n.trim() == name), "{names:?}");
+    }
+}
+
+#[test]
+fn a_taken_pid_gets_a_namespace_of_its_own() {
+    let _one = ONE_AT_A_TIME.lock().unwrap_or_else(|e| e.into_inner());
+    if !root_or_say_so() {
+        return;
+    }
+    let mut living = Living::start("taken");
+    let pid = living.pid();
+    let taken = living.take();
+    // The original is only stopped: its IDs are in use, and its file lock holds.
+    match prepare(&taken.dataset, &taken.memory, &Options::default()) {
+        Err(e @ RestoreError::Call { errno, .. }) => {
+            assert_eq!(errno.0, libc::EAGAIN, "{e}");
+            assert!(e.hint().contains("running already"));
+        }
+        other => panic!("{:?}", other.map(|p| p.processes().to_vec())),
+    }
+    let mut dataset = taken.dataset.clone();
+    dataset.files.iter_mut().for_each(|f| f.locks.clear());
+    // Its socket is bound, too.
+    let socket = living.dir.join("socket");
+    match prepare(&dataset, &taken.memory, &Options::default()) {
+        Err(RestoreError::Host { source, .. }) => {
+            assert_eq!(source.kind(), std::io::ErrorKind::AddrInUse);
+        }
+        other => panic!("{:?}", other.map(|p| p.processes().to_vec())),
+    }
+    assert!(socket.exists());
+    fs::remove_file(&socket).expect("unlink");
+    let restored = prepare(&dataset, &taken.memory, &Options::default())
+        .expect("prepared")
+        .resume()
+        .expect("resumed");
+    let killed = Killed(restored[0].pid);
+    assert_ne!(restored[0].pid, pid);
+    assert!(restored[0].own_pid_namespace);
+    let before = living.ticks().len();
+    let after = living.await_ticks(before + 10);
+    assert_unbroken(&after, pid);
+    // PID 1 of its namespace goes with it.
+    let ns = fs::read_link(format!("/proc/{}/ns/pid", restored[0].pid)).expect("ns");
+    living.kill();
+    drop(killed);
+    let begin = Instant::now();
+    while namespace_lives(&ns) {
+        assert!(begin.elapsed() < Duration::from_secs(5), "{ns:?} lives on");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+fn namespace_lives(ns: &Path) -> bool {
+    fs::read_dir("/proc")
+        .expect("/proc")
+        .flatten()
+        .any(|e| fs::read_link(e.path().join("ns/pid")).is_ok_and(|other| other == ns))
+}
+
+#[test]
+fn paused_it_waits_for_sigcont() {
+    let _one = ONE_AT_A_TIME.lock().unwrap_or_else(|e| e.into_inner());
+    if !root_or_say_so() {
+        return;
+    }
+    let mut living = Living::start("paused");
+    let taken = living.take();
+    living.kill();
+    let options = Options {
+        paused: true,
+        ..Options::default()
+    };
+    let restored = prepare(&taken.dataset, &taken.memory, &options)
+        .expect("prepared")
+        .resume()
+        .expect("resumed");
+    let pid = restored[0].pid;
+    let _killed = Killed(pid);
+    std::thread::sleep(Duration::from_millis(200));
+    let before = living.ticks().len();
+    for task in fs::read_dir(format!("/proc/{pid}/task")).expect("tasks") {
+        let stat = fs::read_to_string(task.expect("task").path().join("stat")).expect("stat");
+        assert!(stat.contains(") T "), "{stat}");
+    }
+    std::thread::sleep(Duration::from_millis(300));
+    assert_eq!(living.ticks().len(), before);
+    vmrestore::sys::task_control::kill(pid, libc::SIGCONT).expect("SIGCONT");
+    let after = living.await_ticks(before + 10);
+    assert_unbroken(&after, living.pid());
+}
+
+#[test]
+fn a_failure_or_a_dry_run_leaves_nothing() {
+    let _one = ONE_AT_A_TIME.lock().unwrap_or_else(|e| e.into_inner());
+    if !root_or_say_so() {
+        return;
+    }
+    let mut living = Living::start("nothing");
+    let pid = living.pid();
+    let taken = living.take();
+    living.kill();
+    let here = || fs::read_dir("/proc").expect("/proc").count();
+    let before = here();
+
+    let dry = Options {
+        dry_run: true,
+        ..Options::default()
+    };
+    let inode = |path: &Path| {
+        use std::os::unix::fs::MetadataExt;
+        fs::symlink_metadata(path).map(|m| m.ino()).ok()
+    };
+    let socket = inode(&living.dir.join("socket"));
+    let prepared = prepare(&taken.dataset, &taken.memory, &dry).expect("prepared");
+    assert_eq!(prepared.resume().expect("resumed")[0].pid, 0);
+    assert_eq!(inode(&living.dir.join("socket")), socket);
+    assert!(!Path::new(&format!("/proc/{pid}")).exists());
+
+    // Dropped instead of resumed.
+    let prepared = prepare(&taken.dataset, &taken.memory, &Options::default()).expect("prepared");
+    assert!(Path::new(&format!("/proc/{pid}/exe")).exists());
+    drop(prepared);
+    assert!(!Path::new(&format!("/proc/{pid}")).exists());
+
+    // A descriptor that cannot be made, after memory and threads are there.
+    let mut dataset = taken.dataset.clone();
+    for file in &mut dataset.files {
+        if file.path.ends_with("positioned") {
+            file.path = "/nowhere/at/all".into();
+        }
+    }
+    let error = prepare(&dataset, &taken.memory, &Options::default()).expect_err("no such file");
+    assert!(error.to_string().contains("/nowhere/at/all"), "{error}");
+    assert!(!Path::new(&format!("/proc/{pid}")).exists());
+
+    // A library that was replaced since.
+    let mut dataset = taken.dataset.clone();
+    let library = dataset
+        .inodes
+        .iter_mut()
+        .find(|i| i.path.contains("libc"))
+        .expect("libc");
+    library.mtime_ns += 1;
+    let error = prepare(&dataset, &taken.memory, &Options::default()).expect_err("replaced");
+    assert!(matches!(error, RestoreError::FileChanged { .. }), "{error}");
+
+    // Another vDSO.
+    let mut dataset = taken.dataset.clone();
+    for vma in &mut dataset.processes[0].mm.vmas {
+        if vma.kind == MappingKind::Vdso {
+            vma.pages[0].content = vmrestore::dataset::PageContent::Zero;
+        }
+    }
+    let error = prepare(&dataset, &taken.memory, &Options::default()).expect_err("another vDSO");
+    assert!(matches!(error, RestoreError::Vdso { .. }), "{error}");
+    assert_eq!(here(), before);
+}
