@@ -128,7 +128,7 @@ fn kind<'k>(
         (_, anon) if anon.starts_with("kvm-vcpu") => return kvm_vcpu(kernel, private),
         ("tun_fops", _) => return tun::kind(kernel, private, operations),
         ("socket_file_ops", _) => return socket::kind(x, private, operations, name),
-        ("tty_fops" | "console_fops" | "hung_up_tty_fops", _) => {
+        ("tty_fops" | "console_fops" | "ptmx_fops" | "hung_up_tty_fops", _) => {
             return tty::kind(kernel, private, object);
         }
         ("vhost_net_fops", _) => {

@@ -30,7 +30,14 @@ fn affinity(task: &Object<'_>) -> Result<Vec<u32>, KernelError> {
                 .filter_map(move |bit| Some(u32::try_from(word).ok()?.checked_mul(64)? + bit))
         })
         .collect();
-    let online = task.kernel().cpus()?;
+    let kernel = task.kernel();
+    let online = kernel.cpus()?;
+    // Bits of CPUs that can never be are of no meaning, and not always clear.
+    let possible = kernel
+        .symbol("nr_cpu_ids")
+        .and_then(|a| kernel.read_u32(a))
+        .unwrap_or_else(|_| online.iter().max().map_or(1, |cpu| cpu.saturating_add(1)));
+    let allowed: Vec<u32> = allowed.into_iter().filter(|cpu| *cpu < possible).collect();
     Ok(if online.iter().all(|cpu| allowed.contains(cpu)) {
         Vec::new()
     } else {

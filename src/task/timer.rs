@@ -47,21 +47,29 @@ pub(super) fn timerfd(
     let clock = i64::from(int(&context, "clockid")?);
     let interval = context.i("tintv")?;
     let mut ticks = context.u("ticks")?;
-    let (armed, expires) = if is_alarm_clock(clock) {
+    let (armed, late) = if is_alarm_clock(clock) {
         let alarm = context.get("t.alarm")?;
+        let expires = alarm.i("node.expires")?;
         (
             alarm_remaining(clocks, &alarm, clock)?,
-            alarm.i("node.expires")?,
+            clocks.now(clock).saturating_sub(expires),
         )
     } else {
+        // Its own clock is not always the descriptor's: relative times of
+        // CLOCK_REALTIME are kept by CLOCK_MONOTONIC.
         let timer = context.get("t.tmr")?;
-        (remaining(clocks, &timer)?, timer.i("node.expires")?)
+        let own = timer.follow("base")?.i("clockid")?;
+        let expires = timer.i("node.expires")?;
+        (
+            remaining(clocks, &timer)?,
+            clocks.now(own).saturating_sub(expires),
+        )
     };
     // A periodic timer that has expired is armed again only by the read: until
     // then its further periods are implied.
     let remaining_ns = match armed {
         None if context.u("expired")? != 0 && interval > 0 => {
-            let late = clocks.now(clock).saturating_sub(expires).max(0);
+            let late = late.max(0);
             ticks = ticks.saturating_add((late / interval).unsigned_abs());
             Some(interval - late % interval)
         }
