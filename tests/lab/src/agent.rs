@@ -57,6 +57,7 @@ struct State {
     closed: Option<String>,
     done: BTreeMap<u64, Output>,
     tails: BTreeMap<String, Vec<u8>>,
+    newest: BTreeMap<String, Instant>,
 }
 
 impl Agent {
@@ -129,6 +130,15 @@ impl Agent {
             .get(name)
             .cloned()
             .unwrap_or_default()
+    }
+
+    /// How long nothing has come of the followed file.
+    #[must_use]
+    pub fn silent_for(&self, name: &str) -> Duration {
+        lock(&self.shared)
+            .newest
+            .get(name)
+            .map_or(Duration::MAX, Instant::elapsed)
     }
 
     /// Waits until the followed file has `count` whole lines.
@@ -215,6 +225,7 @@ fn read_frames(stream: UnixStream, shared: &Shared, live: &Path) -> Result<()> {
                 let tail = state.tails.entry((*name).to_owned()).or_default();
                 ensure!(tail.len() == offset, "{name}: a gap in the stream");
                 tail.extend_from_slice(&bytes);
+                state.newest.insert((*name).to_owned(), Instant::now());
                 drop(state);
                 OpenOptions::new()
                     .create(true)

@@ -21,6 +21,9 @@ use crate::scenario::{Death, Guest, MAIN_DUMP, Scenario};
 /// and many guests QEMU's TCG sometimes resets or hangs the host by itself;
 /// what fails *before* the crash says nothing about vmrestore.
 const ATTEMPTS: u32 = 3;
+/// A guest that has not printed for so long hangs. A line takes a second on a
+/// busy machine.
+const LONGEST_SILENCE: Duration = Duration::from_secs(10);
 /// Size of the host's data disk, MiB.
 pub const DATA_DISK_MIB: u64 = 256;
 const DUMP_DISK_MIB: u64 = 4096;
@@ -221,8 +224,14 @@ fn bring_to_crash(work: &Path, images: &Images, scenario: &Scenario) -> Result<M
         "the host has ended by itself; its console ends:\n{}",
         machine.console_end()
     );
-    // Emulated SVM is not without faults: a guest that is not whole before the
-    // crash is the lab's loss, and says nothing about what comes after.
+    still_whole(&machine, scenario)?;
+    Ok(machine)
+}
+
+/// Emulated SVM is not without faults: a guest that has reset itself, or has
+/// gone silent, before the crash is the lab's loss, and says nothing about what
+/// comes after.
+fn still_whole(machine: &Machine, scenario: &Scenario) -> Result<()> {
     for guest in &scenario.guests {
         let seen = machine.agent.tail(&guest.name);
         let verdict = judge::guest(&seen, &seen, None, 0);
@@ -232,7 +241,15 @@ fn bring_to_crash(work: &Path, images: &Images, scenario: &Scenario) -> Result<M
             guest.name
         );
     }
-    Ok(machine)
+    for name in scenario.output_names() {
+        let silent = machine.agent.silent_for(&name);
+        ensure!(
+            silent < LONGEST_SILENCE,
+            "{name} had been silent for {} s before the crash",
+            silent.as_secs()
+        );
+    }
+    Ok(())
 }
 
 /// Loads the capture kernel, starts guests and the program, waits for their

@@ -132,7 +132,11 @@ impl Lab {
     pub fn reboot_in(&self, dump: &CachedDump, luggage: &Luggage, dir: &Path) -> Result<Rebooted> {
         // The images that died, not those of today's sources.
         let images = images::Images::at(&self.dir, &dump.record.images);
-        reboot::reboot(&images, dump, luggage, &dump.record.scenario.hardware, dir)
+        let hardware = Hardware {
+            cpus: dump.record.scenario.reboot_cpus,
+            ..dump.record.scenario.hardware.clone()
+        };
+        reboot::reboot(&images, dump, luggage, &hardware, dir)
     }
 
     /// A dump by the name of its directory or the beginning of it, the newest

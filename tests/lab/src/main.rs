@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use clap::{Parser, Subcommand};
 use vmrestore_lab::crash::CachedDump;
+use vmrestore_lab::scenario::Death;
 use vmrestore_lab::{Lab, Luggage, Output, Rebooted, Scenario, cached_dumps, series};
 
 /// Makes real dumps of real crashes, and reboots into the host that died
@@ -52,7 +53,7 @@ enum Command {
         /// Judge all outputs at the end (implied by --lines)
         #[arg(long)]
         judge: bool,
-        /// CPUs of the rebooted host, instead of those it had
+        /// CPUs of the rebooted host
         #[arg(long)]
         cpus: Option<u32>,
         /// Directory for the run's files
@@ -93,6 +94,9 @@ enum Command {
         /// Crashes
         #[arg(long, default_value_t = 10)]
         runs: u64,
+        /// How the host dies each time; by turns where not said
+        #[arg(long, value_enum)]
+        death: Option<Death>,
         /// Shell command that restores everything
         #[arg(long, default_value = series::RESTORE)]
         restore: String,
@@ -188,7 +192,7 @@ fn run(command: Command) -> Result<ExitCode> {
         } => {
             let mut dump = find_dump(&dump)?;
             if let Some(cpus) = cpus {
-                dump.record.scenario.hardware.cpus = cpus;
+                dump.record.scenario.reboot_cpus = cpus;
             }
             let mut luggage = Luggage {
                 tools: named(&tools)?,
@@ -225,6 +229,7 @@ fn run(command: Command) -> Result<ExitCode> {
             scenario,
             vmrestore,
             runs,
+            death,
             restore,
             lines,
             table,
@@ -233,6 +238,7 @@ fn run(command: Command) -> Result<ExitCode> {
             let options = series::Options {
                 vmrestore,
                 runs,
+                death,
                 restore,
                 lines,
             };

@@ -74,7 +74,7 @@ impl Guest {
 }
 
 /// How the host dies.
-#[derive(Clone, Copy, Debug, Serialize, Deserialize, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Serialize, Deserialize, PartialEq, Eq, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Death {
     /// `echo c > /proc/sysrq-trigger`.
@@ -113,6 +113,9 @@ pub struct Scenario {
     pub name: String,
     /// The host's machine.
     pub hardware: Hardware,
+    /// CPUs of the host after the reboot. One: with two, TCG now and then
+    /// resets a guest or loses an interrupt, which would look like a bad restore.
+    pub reboot_cpus: u32,
     /// The guests.
     pub guests: Vec<Guest>,
     /// PID of the ordinary program, where it runs.
@@ -156,6 +159,7 @@ impl Scenario {
         let base = Self {
             name: name.to_owned(),
             hardware: Hardware::default(),
+            reboot_cpus: 1,
             guests: vec![],
             process: None,
             death: Death::Sysrq,

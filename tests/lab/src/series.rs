@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use crate::crash::CachedDump;
 use crate::reboot::Luggage;
-use crate::scenario::{MAIN_DUMP, Scenario};
+use crate::scenario::{Death, MAIN_DUMP, Scenario};
 use crate::{Lab, Verdict};
 
 /// Restores all guests and the program; vmrestore's exit codes 0 and 8 are
@@ -25,6 +25,8 @@ pub struct Options {
     pub vmrestore: PathBuf,
     /// Crashes.
     pub runs: u64,
+    /// How the host dies each time; `None`: by turns.
+    pub death: Option<Death>,
     /// The shell command that restores everything.
     pub restore: String,
     /// Lines that each must print after the restore.
@@ -34,6 +36,7 @@ pub struct Options {
 /// One guest, or the program, in one run.
 struct Row {
     run: u64,
+    death: String,
     name: String,
     /// Where each vCPU was at the panic, in vmrestore's words.
     vcpus: String,
@@ -71,6 +74,10 @@ pub fn run(lab: &Lab, scenario: &Scenario, options: &Options) -> Result<Report> 
         // not find the last one's dumps: its moments are new.
         let mut scenario = scenario.clone();
         scenario.seed = unique_seed(run);
+        scenario.death = options.death.unwrap_or(match run % 2 {
+            1 => Death::Sysrq,
+            _ => Death::Nmi,
+        });
         let rows = match lab.dump(&scenario) {
             Err(error) => vec![Row::failed(run, "-", format!("no dump: {error:#}"))],
             Ok(dump) => {
@@ -122,18 +129,21 @@ fn restore_and_judge(
     dir: &std::path::Path,
 ) -> Result<Vec<Row>> {
     let mut host = lab.reboot_in(dump, &Luggage::vmrestore(&options.vmrestore), dir)?;
-    let listed = host.run(
-        &format!("vmrestore --json list /dump/{MAIN_DUMP}"),
-        Duration::from_secs(120),
-    )?;
-    let listed: Value = serde_json::from_str(&listed.stdout).unwrap_or_default();
+    let names = dump.names();
+    let mut places = Vec::new();
+    for name in &names {
+        let show = format!("vmrestore --json show /dump/{MAIN_DUMP} {name}");
+        places.push(match name.as_str() {
+            "process" => "-".to_owned(),
+            _ => vcpu_places(&host.run(&show, Duration::from_secs(120))?.stdout),
+        });
+    }
     let restored = host.run(&options.restore, Duration::from_secs(300))?;
     std::fs::write(
         dir.join("restore.txt"),
         format!("{}\n{}", restored.stdout, restored.stderr),
     )?;
     host.follow_all()?;
-    let names = dump.names();
     for name in &names {
         // The judge says it if lines are missing.
         let _ = host.wait_new_lines(name, options.lines, Duration::from_secs(120));
@@ -152,15 +162,17 @@ fn restore_and_judge(
     let aftermath = host.finish()?;
     let rows: Vec<Row> = names
         .iter()
+        .zip(places)
         .zip(answers)
-        .map(|(name, qmp)| {
+        .map(|((name, vcpus), qmp)| {
             let verdict: Verdict = aftermath.verdict(name, options.lines);
             let restored_well = matches!(restored.code, 0 | 8);
             let answered = name == "process" || qmp == "running";
             Row {
                 run,
                 name: name.clone(),
-                vcpus: vcpu_places(&listed, name),
+                vcpus,
+                death: format!("{:?}", dump.record.scenario.death).to_lowercase(),
                 restore: format!("exit {}", restored.code),
                 qmp,
                 verdict: verdict.word(),
@@ -179,6 +191,7 @@ impl Row {
     fn failed(run: u64, name: &str, why: String) -> Self {
         Self {
             run,
+            death: "-".into(),
             name: name.into(),
             vcpus: "-".into(),
             restore: "-".into(),
@@ -190,24 +203,29 @@ impl Row {
     }
 }
 
-/// Where the guest's vCPUs were, from `vmrestore list --json`, whatever the
-/// document is shaped like: the guest of that name, its array `vcpus`, and in
-/// each the text at `place`.
-fn vcpu_places(listed: &Value, name: &str) -> String {
-    let guests = listed.get("guests").and_then(Value::as_array);
-    let Some(guest) = guests
+/// Where the guest's vCPUs were, from what `vmrestore show --json` said: for
+/// each its activity, and what else tells how hard it was to bring back.
+fn vcpu_places(shown: &str) -> String {
+    let shown: Value = serde_json::from_str(shown).unwrap_or_default();
+    let vcpus = shown.pointer("/vms/0/vcpus").and_then(Value::as_array);
+    let places: Vec<String> = vcpus
         .into_iter()
         .flatten()
-        .find(|guest| guest.get("name").and_then(Value::as_str) == Some(name))
-    else {
-        return "-".into();
-    };
-    let places: Vec<&str> = guest
-        .get("vcpus")
-        .and_then(Value::as_array)
-        .into_iter()
-        .flatten()
-        .filter_map(|vcpu| vcpu.get("place").and_then(Value::as_str))
+        .map(|vcpu| {
+            let mut place = match vcpu.get("activity") {
+                Some(Value::String(name)) => name.clone(),
+                // {"guest_mode": {"cpu": 1}}
+                Some(Value::Object(map)) => map.keys().cloned().collect::<Vec<_>>().join("+"),
+                _ => "?".into(),
+            };
+            if vcpu
+                .get("exit_in_flight")
+                .is_some_and(|exit| !exit.is_null())
+            {
+                place += " with an exit in flight";
+            }
+            place
+        })
         .collect();
     match places.is_empty() {
         true => "-".into(),
@@ -219,14 +237,15 @@ impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(
             f,
-            "| run | guest | vCPUs at the panic | restore | QMP | last n before → at the end | verdict |"
+            "| run | death | guest | vCPUs at the panic | restore | QMP | last n before → at the end | verdict |"
         )?;
-        writeln!(f, "|---|---|---|---|---|---|---|")?;
+        writeln!(f, "|---|---|---|---|---|---|---|---|")?;
         for row in &self.rows {
             writeln!(
                 f,
-                "| {} | {} | {} | {} | {} | {} → {} | {} |",
+                "| {} | {} | {} | {} | {} | {} | {} → {} | {} |",
                 row.run,
+                row.death,
                 row.name,
                 row.vcpus,
                 row.restore,
