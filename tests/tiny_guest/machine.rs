@@ -2,13 +2,13 @@
 
 use crate::programs::{FAULT_PORT, Mode, program};
 use kvm_bindings::*;
-use kvm_ioctls::{Kvm, VcpuExit, VcpuFd, VmFd};
+use kvm_ioctls::{IoEventAddress, Kvm, NoDatamatch, VcpuExit, VcpuFd, VmFd};
 use std::collections::BTreeMap;
 use std::os::fd::{AsRawFd, FromRawFd};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 use vmm_sys_util::eventfd::EventFd;
-use vmrestore::dataset::{FidelityLevel, IoEventFd, IrqFd, IrqRoute, ObjectId, Vm};
-use vmrestore::restore::kvm;
+use vmrestore::dataset::{FidelityLevel, IoEventFd, IrqFd, IrqRoute, IrqRouteTarget, ObjectId, Vm};
+use vmrestore::restore::kvm::{self, KvmError};
 use vmrestore::sys::local_syscalls::LocalSyscalls;
 
 pub const MEMORY: usize = 1 << 20;
@@ -18,7 +18,8 @@ const PML4: u64 = 0x1000;
 const PDPT: u64 = 0x2000;
 const PAGE_DIRECTORY: u64 = 0x3000;
 pub const CODE: u64 = 0x8000;
-const HANDLERS: u64 = 0x9000;
+const CODE_SIZE: usize = 0x800;
+const HANDLER: u64 = 0x9000;
 const STACK_TOP: u64 = 0x7ff0;
 pub const DATA: u64 = 0x10000;
 
@@ -51,7 +52,7 @@ impl Device {
         data.to_vec()
     }
 
-    fn handle(&mut self, exit: VcpuExit) -> bool {
+    fn handle(&mut self, exit: VcpuExit) {
         let event = match exit {
             VcpuExit::IoOut(FAULT_PORT, data) => panic!("the guest found fault {data:?}"),
             VcpuExit::IoOut(port, data) => Event::Out {
@@ -70,11 +71,9 @@ impl Device {
                 address,
                 data: self.answer(data),
             },
-            VcpuExit::Intr => return false,
             other => panic!("unexpected exit {other:?}; log ends {:?}", self.tail()),
         };
         self.log.push(event);
-        true
     }
 
     fn tail(&self) -> &[Event] {
@@ -110,8 +109,7 @@ pub struct Wiring {
     pub eventfds: BTreeMap<ObjectId, EventFd>,
 }
 
-/// Interrupt vectors.
-pub const TIMER_VECTOR: u8 = 0x40;
+/// The device's interrupt vector.
 pub const DEVICE_VECTOR: u8 = 0x41;
 
 /// What is in the kernel.
@@ -123,8 +121,8 @@ pub enum Chips {
 }
 
 impl Machine {
-    /// A VM of `vcpus` that all start with `name`.
-    pub fn new(mode: Mode, name: &str, vcpus: u64, chips: Chips) -> Self {
+    /// A VM with a vCPU for each program.
+    pub fn new(mode: Mode, programs: &[&str], chips: Chips) -> Self {
         let kvm = Kvm::new().expect("/dev/kvm");
         let vm = kvm.create_vm().expect("VM");
         match chips {
@@ -155,16 +153,16 @@ impl Machine {
 
         write_tables(&memory, mode);
         let put = |at, code: &[u8]| memory.write_slice(code, GuestAddress(at)).expect("code");
-        put(CODE, program(name, mode));
-        put(HANDLERS, program("timer_handler", mode));
-        put(HANDLERS + 0x100, program("device_handler", mode));
-        write_gate(&memory, mode, TIMER_VECTOR, HANDLERS);
-        write_gate(&memory, mode, DEVICE_VECTOR, HANDLERS + 0x100);
+        for (name, at) in programs.iter().zip((CODE..).step_by(CODE_SIZE)) {
+            put(at, program(name, mode));
+        }
+        put(HANDLER, program("device_handler", mode));
+        write_gate(&memory, mode, DEVICE_VECTOR, HANDLER);
 
         let cpuid = kvm
             .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
             .expect("CPUID");
-        let vcpus = (0..vcpus)
+        let vcpus = (0..programs.len() as u64)
             .map(|id| {
                 let vcpu = vm.create_vcpu(id).expect("vCPU");
                 vcpu.set_cpuid2(&cpuid).expect("CPUID");
@@ -182,57 +180,90 @@ impl Machine {
         }
     }
 
-    /// Runs a vCPU up to its next exit, which stays unhandled.
-    pub fn run(&mut self, vcpu: usize) -> Option<VcpuExit<'_>> {
-        match self.vcpus[vcpu].run() {
-            Ok(exit) => Some(exit),
-            Err(e) if e.errno() == libc::EINTR => None,
-            Err(e) => panic!("KVM_RUN: {e}"),
-        }
-    }
-
-    /// Runs a vCPU through one exit; whether it was one of the device's.
-    pub fn step(&mut self, vcpu: usize, device: &mut Device) -> bool {
-        self.run(vcpu).is_some_and(|exit| device.handle(exit))
-    }
-
-    /// The exit that waits in kvm_run, handled as if KVM_RUN had just returned.
-    pub fn handle_pending(&mut self, vcpu: usize, device: &mut Device) {
-        let run = std::ptr::from_mut(self.vcpus[vcpu].get_kvm_run());
-        // SAFETY: the run area is mapped as long as the vCPU; nobody else has
-        // a reference to it; the kernel wrote the union's member that its
-        // exit reason names, and data_offset lies within the area.
-        let exit = unsafe {
-            match (*run).exit_reason {
-                KVM_EXIT_IO => {
-                    let io = (*run).__bindgen_anon_1.io;
-                    let at = run.cast::<u8>().add(io.data_offset as usize);
-                    let len = usize::from(io.size) * io.count as usize;
-                    let data = std::slice::from_raw_parts_mut(at, len);
-                    match u32::from(io.direction) {
-                        KVM_EXIT_IO_IN => VcpuExit::IoIn(io.port, data),
-                        _ => VcpuExit::IoOut(io.port, data),
-                    }
-                }
-                KVM_EXIT_MMIO => {
-                    let mmio = &mut (*run).__bindgen_anon_1.mmio;
-                    let data = &mut mmio.data[..mmio.len as usize];
-                    match mmio.is_write {
-                        0 => VcpuExit::MmioRead(mmio.phys_addr, data),
-                        _ => VcpuExit::MmioWrite(mmio.phys_addr, data),
-                    }
-                }
-                reason => panic!("no exit of a device waits, but reason {reason}"),
-            }
+    /// Wires an eventfd, under an identity, to vector 0x41 of CPU 0.
+    pub fn wire_irqfd(&mut self, id: ObjectId, gsi: u32) {
+        let target = IrqRouteTarget::Msi {
+            address: 0xfee0_0000,
+            data: DEVICE_VECTOR.into(),
+            devid: 0,
+            flags: 0,
         };
-        device.handle(exit);
+        self.wiring.routes.push(IrqRoute { gsi, target });
+        let mut entry = kvm_irq_routing_entry {
+            gsi,
+            type_: KVM_IRQ_ROUTING_MSI,
+            ..Default::default()
+        };
+        entry.u.msi = kvm_irq_routing_msi {
+            address_lo: 0xfee0_0000,
+            data: DEVICE_VECTOR.into(),
+            ..Default::default()
+        };
+        let routing = KvmIrqRouting::from_entries(&[entry]).expect("routing");
+        self.vm.set_gsi_routing(&routing).expect("routing");
+        let eventfd = EventFd::new(libc::EFD_NONBLOCK).expect("eventfd");
+        self.vm.register_irqfd(&eventfd, gsi).expect("irqfd");
+        self.wiring.eventfds.insert(id, eventfd);
+        self.wiring.irqfds.push(IrqFd {
+            gsi,
+            eventfd: id,
+            resample: None,
+        });
+    }
+
+    /// Wires an eventfd to 4-byte writes.
+    pub fn wire_ioeventfd(&mut self, id: ObjectId, at: IoEventAddress, value: Option<u32>) {
+        let eventfd = EventFd::new(libc::EFD_NONBLOCK).expect("eventfd");
+        match value {
+            Some(value) => self.vm.register_ioevent(&eventfd, &at, value),
+            None => self.vm.register_ioevent(&eventfd, &at, NoDatamatch),
+        }
+        .expect("ioeventfd");
+        let (address, pio) = match at {
+            IoEventAddress::Pio(port) => (port, true),
+            IoEventAddress::Mmio(address) => (address, false),
+        };
+        self.wiring.eventfds.insert(id, eventfd);
+        self.wiring.ioeventfds.push(IoEventFd {
+            address,
+            len: if value.is_some() { 4 } else { 0 },
+            pio,
+            datamatch: value.map(u64::from),
+            eventfd: id,
+        });
+    }
+
+    /// What has been signalled on an eventfd since it was last asked.
+    pub fn rings(&self, id: ObjectId) -> u64 {
+        self.wiring.eventfds[&id].read().unwrap_or(0)
+    }
+
+    /// A vCPU's TSC now.
+    pub fn tsc(&self, vcpu: usize) -> u64 {
+        let entry = kvm_msr_entry {
+            index: 0x10,
+            ..Default::default()
+        };
+        let mut msrs = Msrs::from_entries(&[entry]).expect("MSRs");
+        assert_eq!(self.vcpus[vcpu].get_msrs(&mut msrs).expect("TSC"), 1);
+        msrs.as_slice()[0].data
     }
 
     /// What a crash, a dump and a restore do: the VM goes, its memory is
     /// somewhere else for a while, and all is made anew from the dataset.
-    pub fn crash_and_restore(mut self) -> Self {
-        let snapshot = crate::snapshot::read(&mut self);
-        let memory = self.memory_bytes();
+    pub fn crash_and_restore(self) -> Self {
+        self.crash_and_restore_edited(|_, _| {})
+            .unwrap_or_else(|e| panic!("{}", chain(&e)))
+    }
+
+    /// The same, of a dataset and memory that were changed on their way.
+    pub fn crash_and_restore_edited(
+        mut self,
+        edit: impl FnOnce(&mut Vm, &mut [u8]),
+    ) -> Result<Self, KvmError> {
+        let mut snapshot = crate::snapshot::read(&mut self);
+        let mut memory = self.memory_bytes();
+        edit(&mut snapshot, &mut memory);
         let Self {
             vcpus,
             vm,
@@ -250,11 +281,9 @@ impl Machine {
         // SAFETY: the calls are KVM's, on descriptors that they make.
         let mut sys = unsafe { LocalSyscalls::new() };
         let eventfds = |id| wiring.eventfds.get(&id).map(AsRawFd::as_raw_fd);
-        let files =
-            kvm::create(&mut sys, &vms, &eventfds).unwrap_or_else(|e| panic!("{}", chain(&e)));
+        let files = kvm::create(&mut sys, &vms, &eventfds)?;
         put(&memory);
-        let notes = kvm::finish(&mut sys, &vms, &files, &eventfds)
-            .unwrap_or_else(|e| panic!("{}", chain(&e)));
+        let notes = kvm::finish(&mut sys, &vms, &files, &eventfds)?;
         for note in notes.iter().filter(|n| n.level == FidelityLevel::Lost) {
             eprintln!("lost: {} {}: {}", note.subject, note.what, note.how);
         }
@@ -271,14 +300,14 @@ impl Machine {
                         .expect("vCPU")
                 })
                 .collect();
-            Self {
+            Ok(Self {
                 vcpus,
                 vm,
                 kvm,
                 memory: mapping,
                 chips,
                 wiring,
-            }
+            })
         }
     }
 
@@ -290,6 +319,58 @@ impl Machine {
             .expect("memory");
         bytes
     }
+}
+
+/// Runs a vCPU up to its next exit, which stays unhandled; whether there was
+/// one.
+pub fn run(vcpu: &mut VcpuFd) -> bool {
+    match vcpu.run() {
+        Ok(VcpuExit::Intr) => false,
+        Ok(_) => true,
+        Err(e) if e.errno() == libc::EINTR => false,
+        Err(e) => panic!("KVM_RUN: {e}"),
+    }
+}
+
+/// Runs a vCPU through one exit; whether there was one.
+pub fn step(vcpu: &mut VcpuFd, device: &mut Device) -> bool {
+    let exited = run(vcpu);
+    if exited {
+        handle_pending(vcpu, device);
+    }
+    exited
+}
+
+/// Handles the exit that waits in kvm_run.
+pub fn handle_pending(vcpu: &mut VcpuFd, device: &mut Device) {
+    let run = std::ptr::from_mut(vcpu.get_kvm_run());
+    // SAFETY: the run area is mapped as long as the vCPU; nobody else has
+    // a reference to it; the kernel wrote the union's member that its
+    // exit reason names, and data_offset lies within the area.
+    let exit = unsafe {
+        match (*run).exit_reason {
+            KVM_EXIT_IO => {
+                let io = (*run).__bindgen_anon_1.io;
+                let at = run.cast::<u8>().add(io.data_offset as usize);
+                let len = usize::from(io.size) * io.count as usize;
+                let data = std::slice::from_raw_parts_mut(at, len);
+                match u32::from(io.direction) {
+                    KVM_EXIT_IO_IN => VcpuExit::IoIn(io.port, data),
+                    _ => VcpuExit::IoOut(io.port, data),
+                }
+            }
+            KVM_EXIT_MMIO => {
+                let mmio = &mut (*run).__bindgen_anon_1.mmio;
+                let data = &mut mmio.data[..mmio.len as usize];
+                match mmio.is_write {
+                    0 => VcpuExit::MmioRead(mmio.phys_addr, data),
+                    _ => VcpuExit::MmioWrite(mmio.phys_addr, data),
+                }
+            }
+            reason => panic!("no exit of a device waits, but reason {reason}"),
+        }
+    };
+    device.handle(exit);
 }
 
 const CODE_SELECTOR: u16 = 8;
@@ -372,7 +453,7 @@ fn start(vcpu: &VcpuFd, mode: Mode, id: u64, chips: Chips) {
     }
     vcpu.set_sregs(&sregs).expect("sregs");
     vcpu.set_regs(&kvm_regs {
-        rip: CODE,
+        rip: CODE + id * CODE_SIZE as u64,
         rflags: 2,
         rsp: STACK_TOP - id * 0x400,
         rbx: DATA + id * 0x4000,
@@ -380,10 +461,17 @@ fn start(vcpu: &VcpuFd, mode: Mode, id: u64, chips: Chips) {
         ..Default::default()
     })
     .expect("regs");
-    // XMM1: each 32-bit lane 1.
-    let mut fpu = vcpu.get_fpu().expect("fpu");
-    fpu.xmm[1] = [1, 0, 0, 0].repeat(4).try_into().expect("16 bytes");
-    vcpu.set_fpu(&fpu).expect("fpu");
+    // XMM1: each 32-bit lane 1. (KVM_SET_FPU would leave XSTATE_BV alone, and
+    // the CPU take the registers for unused.)
+    const MXCSR: usize = 24 / 4;
+    const XMM1: usize = 176 / 4;
+    const XSTATE_BV: usize = 512 / 4;
+    let mut xsave = vcpu.get_xsave().expect("XSAVE");
+    xsave.region[MXCSR] = 0x1f80;
+    xsave.region[XMM1..XMM1 + 4].fill(1);
+    xsave.region[XSTATE_BV] |= 3;
+    // SAFETY: without AMX, KVM reads no more than the struct's 4096 bytes.
+    unsafe { vcpu.set_xsave(&xsave) }.expect("XSAVE");
     if chips != Chips::None {
         let state = kvm_mp_state {
             mp_state: KVM_MP_STATE_RUNNABLE,

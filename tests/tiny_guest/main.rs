@@ -4,9 +4,13 @@ mod machine;
 mod programs;
 mod snapshot;
 
-use machine::{Chips, DATA, Device, Machine};
+use kvm_ioctls::IoEventAddress;
+use machine::{CODE, Chips, DATA, Device, Event, Machine, handle_pending, run, step};
 use programs::Mode;
+use std::time::{Duration, Instant};
 use vm_memory::{Bytes, GuestAddress};
+use vmrestore::dataset::ObjectId;
+use vmrestore::restore::kvm::KvmError;
 
 /// Whether a test can run here; if not, says so.
 fn kvm_is_here(test: &str) -> bool {
@@ -29,13 +33,17 @@ fn has_hardware_kvm() -> bool {
         .any(|flag| flag == "svm" || flag == "vmx")
 }
 
-fn exits_machine(mode: Mode, chips: Chips) -> Machine {
-    let machine = Machine::new(mode, "exits", 1, chips);
-    let has_sse = u32::from(has_hardware_kvm());
-    machine
-        .memory
-        .write_obj(has_sse, GuestAddress(DATA + 4))
-        .expect("memory");
+/// Writes into a vCPU's data page.
+fn set_word(machine: &Machine, vcpu: usize, at: u64, word: u32) {
+    let address = GuestAddress(DATA + 0x4000 * vcpu as u64 + at);
+    machine.memory.write_obj(word, address).expect("memory");
+}
+
+fn exits_machine(mode: Mode, vcpus: usize, chips: Chips) -> Machine {
+    let machine = Machine::new(mode, &["exits"; 2][..vcpus], chips);
+    for n in 0..vcpus {
+        set_word(&machine, n, 4, u32::from(has_hardware_kvm()));
+    }
     machine
 }
 
@@ -47,29 +55,29 @@ fn every_exit_in_flight(mode: Mode, chips: Chips) {
     const ROUND: usize = 24;
     const TOTAL: usize = 120;
     let mut device = Device::default();
-    let mut reference = exits_machine(mode, chips);
+    let mut reference = exits_machine(mode, 1, chips);
     while device.log.len() < TOTAL {
-        reference.step(0, &mut device);
+        step(&mut reference.vcpus[0], &mut device);
     }
     let (log, memory) = (device.log, reference.memory_bytes());
 
     for stop in FIRST..FIRST + ROUND {
         for handled in [false, true] {
             let mut device = Device::default();
-            let mut machine = exits_machine(mode, chips);
+            let mut machine = exits_machine(mode, 1, chips);
             while device.log.len() < stop {
-                machine.step(0, &mut device);
+                step(&mut machine.vcpus[0], &mut device);
             }
-            assert!(machine.run(0).is_some());
+            assert!(run(&mut machine.vcpus[0]));
             if handled {
-                machine.handle_pending(0, &mut device);
+                handle_pending(&mut machine.vcpus[0], &mut device);
             }
             machine = machine.crash_and_restore();
             if !handled {
-                machine.handle_pending(0, &mut device);
+                handle_pending(&mut machine.vcpus[0], &mut device);
             }
             while device.log.len() < TOTAL {
-                machine.step(0, &mut device);
+                step(&mut machine.vcpus[0], &mut device);
             }
             let at = (0..TOTAL).find(|&n| device.log[n] != log[n]);
             let around = at.map(|n| (&log[n], &device.log[n]));
@@ -105,4 +113,276 @@ fn every_exit_in_flight_without_irqchip() {
     if kvm_is_here("every_exit_in_flight_without_irqchip") {
         every_exit_in_flight(Mode::Long, Chips::None);
     }
+}
+
+/// Two vCPUs on two threads: each goes on where it was, at different exits.
+#[test]
+fn two_vcpus() {
+    if !kvm_is_here("two_vcpus") {
+        return;
+    }
+    const TOTAL: usize = 200;
+    let run_both = |machine: &mut Machine, devices: &mut [Device; 2], until: [usize; 2]| {
+        std::thread::scope(|scope| {
+            let pairs = machine.vcpus.iter_mut().zip(devices).zip(until);
+            for ((vcpu, device), until) in pairs {
+                scope.spawn(move || {
+                    while device.log.len() < until {
+                        step(vcpu, device);
+                    }
+                });
+            }
+        });
+    };
+    let mut wanted = [Device::default(), Device::default()];
+    let mut reference = exits_machine(Mode::Long, 2, Chips::Kernel);
+    run_both(&mut reference, &mut wanted, [TOTAL; 2]);
+
+    let mut got = [Device::default(), Device::default()];
+    let mut machine = exits_machine(Mode::Long, 2, Chips::Kernel);
+    for until in [[31, 57], [80, 60], [102, 103]] {
+        run_both(&mut machine, &mut got, until);
+        for vcpu in &mut machine.vcpus {
+            assert!(run(vcpu));
+        }
+        let tsc = [machine.tsc(0), machine.tsc(1)];
+        machine = machine.crash_and_restore();
+        let now = [machine.tsc(0), machine.tsc(1)];
+        for n in [0, 1] {
+            let ran = now[n].wrapping_sub(tsc[n]);
+            assert!(ran < 20_000_000_000, "TSC of vCPU {n} ran {ran:#x}");
+        }
+        for (vcpu, device) in machine.vcpus.iter_mut().zip(&mut got) {
+            handle_pending(vcpu, device);
+        }
+    }
+    run_both(&mut machine, &mut got, [TOTAL; 2]);
+    for n in [0, 1] {
+        assert!(got[n].log == wanted[n].log, "log of vCPU {n} differs");
+    }
+    assert!(machine.memory_bytes() == reference.memory_bytes());
+}
+
+const IRQFD: ObjectId = ObjectId(0x1001);
+
+/// Runs a vCPU up to the n-th event of its log.
+fn run_until(machine: &mut Machine, vcpu: usize, device: &mut Device, events: usize) {
+    while device.log.len() < events {
+        step(&mut machine.vcpus[vcpu], device);
+    }
+}
+
+/// What a program says of the requested vectors, 0x40 being bit 0.
+fn report(vectors: u32) -> Event {
+    Event::Out {
+        port: 0x500,
+        data: vectors.to_le_bytes().to_vec(),
+    }
+}
+
+/// An armed timer fires after what was left of its time, and not before.
+fn timer(kind: u32, count: u32) {
+    let mut machine = Machine::new(Mode::Long, &["poller"], Chips::Split);
+    set_word(&machine, 0, 8, kind);
+    set_word(&machine, 0, 12, count);
+    let mut device = Device::default();
+    let armed = Instant::now();
+    run_until(&mut machine, 0, &mut device, 1);
+    assert_eq!(device.said(0x3f8), "A");
+    let elapsed = armed.elapsed();
+
+    machine = machine.crash_and_restore();
+    let resumed = Instant::now();
+    run_until(&mut machine, 0, &mut device, 2);
+    let fired = resumed.elapsed();
+    assert_eq!(device.log[1], report(1));
+    eprintln!("timer {kind}: stopped {elapsed:?} after arming, fired {fired:?} after the restore");
+    assert!(fired > Duration::from_millis(200), "too early: {fired:?}");
+    assert!(fired < Duration::from_secs(20), "too late: {fired:?}");
+}
+
+#[test]
+fn one_shot_timer_in_flight() {
+    if kvm_is_here("one_shot_timer_in_flight") {
+        // 16 ns × 60 000 000: about a second.
+        timer(1, 60_000_000);
+    }
+}
+
+#[test]
+fn tsc_deadline_in_flight() {
+    if kvm_is_here("tsc_deadline_in_flight") {
+        // A second at 2 GHz.
+        timer(2, 2_000_000_000);
+    }
+}
+
+/// The restore kicks the irqfd once.
+#[test]
+fn irqfd_is_kicked() {
+    if !kvm_is_here("irqfd_is_kicked") {
+        return;
+    }
+    let mut machine = Machine::new(Mode::Long, &["poller"], Chips::Split);
+    machine.wire_irqfd(IRQFD, 24);
+    let mut device = Device::default();
+    run_until(&mut machine, 0, &mut device, 1);
+    machine = machine.crash_and_restore();
+    run_until(&mut machine, 0, &mut device, 2);
+    assert_eq!(device.log[1], report(2));
+}
+
+/// A vCPU that sleeps in HLT sleeps on, and is woken by interrupts that are
+/// delivered through its IDT: the restore's kick, and the VMM's own.
+#[test]
+fn sleeping_vcpu_is_woken() {
+    if !kvm_is_here("sleeping_vcpu_is_woken") {
+        return;
+    }
+    if !has_hardware_kvm() {
+        eprintln!(
+            "\n*** SKIPPED sleeping_vcpu_is_woken: this KVM interprets guests, and its \
+             interpreter has no IRET in protected mode; the lab runs it inside its host ***\n"
+        );
+        return;
+    }
+    for mode in [Mode::Long, Mode::Protected] {
+        let mut machine = Machine::new(mode, &["sleeper"], Chips::Split);
+        machine.wire_irqfd(IRQFD, 24);
+        let mut device = Device::default();
+        for round in 0..3 {
+            // Lets it run into HLT, and then out of KVM_RUN by a signal.
+            assert!(!run_for(&mut machine, Duration::from_millis(200)));
+            assert_eq!(device.said(0x3f8), "Dw".repeat(round * 2));
+            machine = machine.crash_and_restore();
+            run_until(&mut machine, 0, &mut device, round * 4 + 2);
+            assert!(!run_for(&mut machine, Duration::from_millis(200)));
+            machine.wiring.eventfds[&IRQFD].write(1).expect("eventfd");
+            run_until(&mut machine, 0, &mut device, round * 4 + 4);
+            assert_eq!(device.said(0x3f8), "Dw".repeat(round * 2 + 2));
+        }
+    }
+}
+
+extern "C" fn on_signal(_: i32) {}
+
+/// Runs vCPU 0 for a time; whether it came to an exit.
+fn run_for(machine: &mut Machine, time: Duration) -> bool {
+    // SAFETY: zeros are a valid sigaction; the handler does nothing.
+    unsafe {
+        let mut action: libc::sigaction = std::mem::zeroed();
+        action.sa_sigaction = on_signal as *const () as usize;
+        libc::sigaction(libc::SIGUSR1, &raw const action, std::ptr::null_mut());
+    }
+    // SAFETY: no preconditions.
+    let (pid, tid) = unsafe { (libc::getpid(), libc::gettid()) };
+    std::thread::scope(|scope| {
+        scope.spawn(move || {
+            std::thread::sleep(time);
+            // SAFETY: the thread waits for the scope's end.
+            unsafe { libc::syscall(libc::SYS_tgkill, pid, tid, libc::SIGUSR1) };
+        });
+        run(&mut machine.vcpus[0])
+    })
+}
+
+/// An interrupt from one vCPU finds the other by its APIC id.
+#[test]
+fn interrupt_between_vcpus() {
+    if !kvm_is_here("interrupt_between_vcpus") {
+        return;
+    }
+    let mut machine = Machine::new(Mode::Long, &["sender", "poller"], Chips::Split);
+    let mut devices = [Device::default(), Device::default()];
+    for (vcpu, device) in machine.vcpus.iter_mut().zip(&mut devices) {
+        step(vcpu, device);
+    }
+    machine = machine.crash_and_restore();
+    // The sender's next exit comes after it has sent.
+    run_until(&mut machine, 0, &mut devices[0], 2);
+    run_until(&mut machine, 1, &mut devices[1], 2);
+    assert_eq!(devices[1].log[1], report(4));
+}
+
+/// Writes to a doorbell signal its eventfd, and make no exit.
+#[test]
+fn ioeventfds_ring() {
+    if !kvm_is_here("ioeventfds_ring") {
+        return;
+    }
+    const ANY: ObjectId = ObjectId(0x2001);
+    const SEVEN: ObjectId = ObjectId(0x2002);
+    let mut machine = Machine::new(Mode::Long, &["ringer"], Chips::Split);
+    machine.wire_ioeventfd(ANY, IoEventAddress::Mmio(0x1000_1000), None);
+    machine.wire_ioeventfd(SEVEN, IoEventAddress::Pio(0x700), Some(7));
+    let mut device = Device::default();
+    run_until(&mut machine, 0, &mut device, 3);
+    assert_eq!([machine.rings(ANY), machine.rings(SEVEN)], [3, 3]);
+    machine = machine.crash_and_restore();
+    let kicks = [machine.rings(ANY), machine.rings(SEVEN)];
+    assert_eq!(kicks, [1, 1], "one kick for each");
+    run_until(&mut machine, 0, &mut device, 5);
+    assert_eq!([machine.rings(ANY), machine.rings(SEVEN)], [2, 2]);
+    let eight = Event::Out {
+        port: 0x700,
+        data: 8_u32.to_le_bytes().to_vec(),
+    };
+    assert_eq!(device.log, vec![eight; 5]);
+}
+
+/// Memory that is not as it was: the exit does not come again, and the guest
+/// must not run on.
+#[test]
+fn wrong_memory_is_noticed() {
+    if !kvm_is_here("wrong_memory_is_noticed") {
+        return;
+    }
+    const NOPS: [u8; 2] = [0x90, 0x90];
+    const JUMP_TO_SELF: [u8; 2] = [0xeb, 0xfe];
+    const UNDEFINED: [u8; 2] = [0x0f, 0x0b];
+    for code in [NOPS, JUMP_TO_SELF, UNDEFINED] {
+        let mut machine = exits_machine(Mode::Long, 1, Chips::Kernel);
+        let mut device = Device::default();
+        // An IN: KVM finishes it later, however it runs the guest.
+        run_until(&mut machine, 0, &mut device, 2);
+        assert!(run(&mut machine.vcpus[0]));
+        let started = Instant::now();
+        let restored = machine.crash_and_restore_edited(|vm, memory| {
+            let rip = vm.vcpus[0].regs.rip as usize;
+            assert!(rip > CODE as usize);
+            memory[rip..rip + 2].copy_from_slice(&code);
+        });
+        match restored.map(|_| ()) {
+            Err(error @ KvmError::Rearm { .. }) => eprintln!("{code:x?}: {error}"),
+            other => panic!("{code:x?}: {other:?}"),
+        }
+        assert!(started.elapsed() < Duration::from_secs(30));
+    }
+}
+
+/// State that KVM will not take is an error that says which.
+#[test]
+fn impossible_state_is_refused() {
+    if !kvm_is_here("impossible_state_is_refused") {
+        return;
+    }
+    let stopped = || {
+        let mut machine = exits_machine(Mode::Long, 1, Chips::Split);
+        assert!(run(&mut machine.vcpus[0]));
+        machine
+    };
+    let refused = stopped().crash_and_restore_edited(|vm, _| {
+        vm.vcpus[0].msrs.push(vmrestore::dataset::MsrEntry {
+            index: 0xdead,
+            value: 1,
+        });
+    });
+    let what = refused.map(|_| ());
+    assert!(
+        matches!(what, Err(KvmError::MsrRefused { index: 0xdead, .. })),
+        "{what:?}"
+    );
+    let refused = stopped().crash_and_restore_edited(|vm, _| vm.vcpus[0].lapic = None);
+    let what = refused.map(|_| ());
+    assert!(matches!(what, Err(KvmError::Malformed { .. })), "{what:?}");
 }

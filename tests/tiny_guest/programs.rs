@@ -128,37 +128,85 @@ programs! {
     hlt
 "#;
 
-    // Waits with interrupts on; the handlers count at EBX+8·k and say a letter.
+    // Arms what EBX+8 says (1: LAPIC timer, one shot; 2: TSC deadline), says
+    // 'A', then reports by a 4-byte OUT each change of the requested vectors
+    // 0x40 to 0x5f, with interrupts off. EBX+12: the one-shot count.
+    poller = r#"
+    mov ecx, 0x80f          // spurious vector: LAPIC on
+    xor edx, edx
+    mov eax, 0x1ff
+    wrmsr
+    mov ecx, 0x83e          // divide by 16
+    mov eax, 3
+    wrmsr
+    cmp dword ptr [ebx + 8], 1
+    jne 2f
+    mov ecx, 0x832          // LVT timer: one shot, vector 0x40
+    mov eax, 0x40
+    wrmsr
+    mov ecx, 0x838
+    mov eax, [ebx + 12]
+    wrmsr
+2:
+    cmp dword ptr [ebx + 8], 2
+    jne 3f
+    mov ecx, 0x832          // LVT timer: TSC deadline, vector 0x40
+    mov eax, 0x40040
+    wrmsr
+    rdtsc
+    add eax, [ebx + 12]
+    adc edx, 0
+    mov ecx, 0x6e0
+    wrmsr
+3:
+    mov edx, 0x3f8
+    mov al, 'A'
+    out dx, al
+4:
+    mov ecx, 0x822          // IRR, vectors 0x40 to 0x5f
+    rdmsr
+    cmp eax, [ebx + 16]
+    je 4b
+    mov [ebx + 16], eax
+    mov edx, 0x500
+    out dx, eax
+    jmp 4b
+"#;
+
+    // Says 'A', then sends vector 0x42 to the CPU with APIC id 1, for ever.
+    sender = r#"
+    mov ecx, 0x80f
+    xor edx, edx
+    mov eax, 0x1ff
+    wrmsr
+1:
+    mov edx, 0x3f8
+    mov al, 'A'
+    out dx, al
+    mov ecx, 0x830
+    mov eax, 0x42
+    mov edx, 1
+    wrmsr
+    jmp 1b
+"#;
+
+    // Sleeps with interrupts on, and says 'w' after each that woke it.
     sleeper = r#"
+    mov ecx, 0x80f
+    xor edx, edx
+    mov eax, 0x1ff
+    wrmsr
     sti
 1:
     hlt
-    mov edx, 0x3f9
+    mov edx, 0x3f8
     mov al, 'w'
     out dx, al
     jmp 1b
 "#;
 
-    // Handler: says 'T' and ends the interrupt (x2APIC EOI).
-    timer_handler = r#"
-    inc dword ptr [ebx + 8]
-    mov edx, 0x3f8
-    mov al, 'T'
-    out dx, al
-    mov ecx, 0x80b
-    xor eax, eax
-    xor edx, edx
-    wrmsr
-.if WIDE
-    iretq
-.else
-    iretd
-.endif
-"#;
-
-    // The same, for a device's interrupt.
+    // Handler of vector 0x41: says 'D' and ends the interrupt.
     device_handler = r#"
-    inc dword ptr [ebx + 16]
     mov edx, 0x3f8
     mov al, 'D'
     out dx, al
@@ -173,18 +221,16 @@ programs! {
 .endif
 "#;
 
-    // Rings an ioeventfd's doorbell (no exit), then says so.
+    // Rings two doorbells that make no exit, then does what makes one.
     ringer = r#"
-    mov edx, 0x10001000
-    mov eax, 1
 1:
+    mov edx, 0x10001000     // ioeventfd, any value
     mov [edx], eax
-    mov ecx, edx
-    mov edx, 0x3f8
-    mov al, 'R'
-    out dx, al
-    mov edx, ecx
-    mov eax, 1
+    mov edx, 0x700          // ioeventfd, for 7 alone
+    mov eax, 7
+    out dx, eax
+    mov eax, 8
+    out dx, eax
     jmp 1b
 "#;
 }
