@@ -159,9 +159,14 @@ impl Machine {
         put(HANDLER, program("device_handler", mode));
         write_gate(&memory, mode, DEVICE_VECTOR, HANDLER);
 
-        let cpuid = kvm
+        let mut cpuid = kvm
             .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
             .expect("CPUID");
+        // KVM has the TSC deadline always, but before Linux 6.16 it left it to
+        // the VMM to tell the guest.
+        for entry in cpuid.as_mut_slice().iter_mut().filter(|e| e.function == 1) {
+            entry.ecx |= 1 << 24;
+        }
         let vcpus = (0..programs.len() as u64)
             .map(|id| {
                 let vcpu = vm.create_vcpu(id).expect("vCPU");

@@ -10,10 +10,13 @@ use programs::Mode;
 use std::time::{Duration, Instant};
 use vm_memory::{Bytes, GuestAddress};
 use vmrestore::dataset::ObjectId;
-use vmrestore::restore::kvm::KvmError;
+use vmrestore::restore::kvm::{KvmError, preflight};
 
 /// Whether a test can run here; if not, says so.
 fn kvm_is_here(test: &str) -> bool {
+    // A guest that hangs must not hang its test: SIGALRM ends it.
+    // SAFETY: no preconditions.
+    unsafe { libc::alarm(240) };
     match kvm_ioctls::Kvm::new() {
         Ok(_) => true,
         Err(e) => {
@@ -339,6 +342,7 @@ fn wrong_memory_is_noticed() {
     }
     const NOPS: [u8; 2] = [0x90, 0x90];
     const JUMP_TO_SELF: [u8; 2] = [0xeb, 0xfe];
+    // Its handler loops, where no single step reaches it.
     const UNDEFINED: [u8; 2] = [0x0f, 0x0b];
     for code in [NOPS, JUMP_TO_SELF, UNDEFINED] {
         let mut machine = exits_machine(Mode::Long, 1, Chips::Kernel);
@@ -348,6 +352,9 @@ fn wrong_memory_is_noticed() {
         assert!(run(&mut machine.vcpus[0]));
         let started = Instant::now();
         let restored = machine.crash_and_restore_edited(|vm, memory| {
+            if code == UNDEFINED {
+                handle_exceptions_for_ever(memory);
+            }
             let rip = vm.vcpus[0].regs.rip as usize;
             assert!(rip > CODE as usize);
             memory[rip..rip + 2].copy_from_slice(&code);
@@ -385,4 +392,38 @@ fn impossible_state_is_refused() {
     let refused = stopped().crash_and_restore_edited(|vm, _| vm.vcpus[0].lapic = None);
     let what = refused.map(|_| ());
     assert!(matches!(what, Err(KvmError::Malformed { .. })), "{what:?}");
+}
+
+/// Makes the #UD gate lead to a jump to itself.
+fn handle_exceptions_for_ever(memory: &mut [u8]) {
+    const UD: usize = 6;
+    const HANDLER: usize = 0xa000;
+    let gate = HANDLER as u64 | 8 << 16 | 0x8e00 << 32;
+    let at = machine::IDT as usize + UD * 16;
+    memory[at..at + 8].copy_from_slice(&gate.to_le_bytes());
+    memory[HANDLER..HANDLER + 2].copy_from_slice(&[0xeb, 0xfe]);
+}
+
+/// The host that a guest ran on has all that the guest needs; a guest with an
+/// instruction or a register set that it lacks is found out.
+#[test]
+fn preflight_knows_this_host() {
+    if !kvm_is_here("preflight_knows_this_host") {
+        return;
+    }
+    let mut machine = exits_machine(Mode::Long, 1, Chips::Kernel);
+    let mut vm = snapshot::read(&mut machine);
+    let fatal = |vm: &vmrestore::dataset::Vm| -> Vec<String> {
+        let problems = preflight(std::slice::from_ref(vm)).expect("preflight");
+        let fatal = problems.into_iter().filter(|p| p.fatal);
+        fatal.map(|p| p.what).collect()
+    };
+    assert_eq!(fatal(&vm), [""; 0]);
+
+    // XCR0 bit 62 is LWP's, which no CPU has had for long.
+    vm.vcpus[0].xcr0 |= 1 << 62;
+    vm.vm_type = 31;
+    let found = fatal(&vm).join("; ");
+    assert!(found.contains("0x4000000000000000"), "{found}");
+    assert!(found.contains("type 31"), "{found}");
 }

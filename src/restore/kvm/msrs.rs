@@ -182,26 +182,29 @@ impl CommonTsc {
         if set_batch(calls, fd, &[wanted])? != 1 {
             return forgive(&calls.subject, wanted).map(|note| notes.push(note));
         }
-        // KVM may take a first value that is less than a second from a new
-        // vCPU's own for an attempt to synchronise, and ignore it (until
+        // What it ran since is taken off its offset. That also mends what KVM
+        // does with a value that is less than a second from a new vCPU's own:
+        // it takes it for an attempt to synchronise, and ignores it (until
         // commit bf328e22e472, "KVM: x86: Don't sync user-written TSC against
         // startup values", in v6.7).
         let now = read(calls, fd, &[TSC])?.first().copied().flatten();
-        let ran = now.map(|now| now.wrapping_sub(wanted.value));
-        let slack = u64::from(vcpu.tsc_khz.max(1_000_000)) * 1000 * SLACK_S;
-        match (offset(calls, fd)?, ran) {
-            (Some(offset), Some(ran)) if ran > slack => {
-                let offset = offset.wrapping_sub(ran);
-                set_offset(calls, fd, offset)?;
+        let Some(ran) = now.map(|now| now.wrapping_sub(wanted.value)) else {
+            return Ok(());
+        };
+        if let Some(offset) = offset(calls, fd)? {
+            let offset = offset.wrapping_sub(ran);
+            if set_offset(calls, fd, offset)? {
                 self.first = Some((wanted.value, offset));
+                return Ok(());
             }
-            (Some(offset), _) => self.first = Some((wanted.value, offset)),
-            (None, Some(ran)) if ran > slack => notes.push(Fidelity::lost(
+        }
+        let slack = u64::from(vcpu.tsc_khz.max(1_000_000)) * 1000 * SLACK_S;
+        if ran > slack {
+            notes.push(Fidelity::lost(
                 &calls.subject,
                 "TSC",
                 format!("KVM counts on from {:#x} instead", now.unwrap_or(0)),
-            )),
-            (None, _) => {}
+            ));
         }
         Ok(())
     }

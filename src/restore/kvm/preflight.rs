@@ -2,12 +2,529 @@
 //! anything is touched.
 
 use super::error::{KvmError, Problem};
-use crate::dataset::Vm;
+use super::{vcpu_subject, vm_subject};
+use crate::dataset::{CpuidEntry, Irqchip, Vcpu, Vm};
+use kvm_bindings as kvm;
+use kvm_ioctls::{Kvm, VcpuFd, VmFd};
+use std::collections::BTreeSet;
 
 /// What this host lacks for `vms`.
 ///
 /// # Errors
 /// /dev/kvm cannot be opened or asked.
-pub fn preflight(_vms: &[Vm]) -> Result<Vec<Problem>, KvmError> {
-    Ok(Vec::new())
+pub fn preflight(vms: &[Vm]) -> Result<Vec<Problem>, KvmError> {
+    if vms.is_empty() {
+        return Ok(Vec::new());
+    }
+    let host = Host::new()?;
+    let mut problems = Vec::new();
+    for vm in vms {
+        let subject = vm_subject(vm);
+        host.capabilities(vm, &mut |what| {
+            problems.push(Problem {
+                subject: subject.clone(),
+                what,
+                fatal: true,
+            });
+        });
+        for vcpu in &vm.vcpus {
+            let subject = vcpu_subject(vm, vcpu);
+            host.cpu(vcpu, &mut |what, fatal| {
+                problems.push(Problem {
+                    subject: subject.clone(),
+                    what,
+                    fatal,
+                });
+            });
+        }
+    }
+    Ok(problems)
 }
+
+/// This host, with a VM and a vCPU of its own to ask: some answers are only
+/// there once a VM is.
+struct Host {
+    system: Kvm,
+    vm: VmFd,
+    /// What KVM says that it supports, and what a vCPU then has.
+    cpuid: Vec<kvm::kvm_cpuid_entry2>,
+    msrs: BTreeSet<u32>,
+    tsc_khz: u32,
+}
+
+/// The only version there has been since Linux 2.6.22.
+const API_VERSION: i32 = 12;
+
+impl Host {
+    fn new() -> Result<Self, KvmError> {
+        let failed = |what: &str| {
+            let what = what.to_string();
+            move |e: kvm_ioctls::Error| KvmError::Host {
+                what,
+                source: std::io::Error::from_raw_os_error(e.errno()),
+            }
+        };
+        let system = Kvm::new().map_err(failed(
+            "it cannot be opened (kvm modules not loaded, or no permission?)",
+        ))?;
+        let version = system.get_api_version();
+        if version != API_VERSION {
+            return Err(KvmError::Host {
+                what: format!("it speaks API version {version}, not {API_VERSION}"),
+                source: std::io::ErrorKind::Unsupported.into(),
+            });
+        }
+        let vm = system.create_vm().map_err(failed(
+            "it makes no VM (virtualization off in the firmware?)",
+        ))?;
+        let vcpu: VcpuFd = vm.create_vcpu(0).map_err(failed("it makes no vCPU"))?;
+        let cpuid = system
+            .get_supported_cpuid(kvm::KVM_MAX_CPUID_ENTRIES)
+            .map_err(failed("KVM_GET_SUPPORTED_CPUID"))?;
+        // A KVM that cannot hide the CPU from its guests (PVM) gives a vCPU
+        // more than it says that it supports.
+        let given = vcpu
+            .set_cpuid2(&cpuid)
+            .and_then(|()| vcpu.get_cpuid2(kvm::KVM_MAX_CPUID_ENTRIES))
+            .map_err(failed("KVM_SET_CPUID2 of what it supports"))?;
+        let known = system
+            .get_msr_index_list()
+            .map_err(failed("KVM_GET_MSR_INDEX_LIST"))?;
+        // Old kernels (before 4.17) have no list of feature MSRs.
+        let features = system.get_msr_feature_index_list().ok();
+        let msrs = known
+            .as_slice()
+            .iter()
+            .chain(features.iter().flat_map(|list| list.as_slice()))
+            .copied()
+            .collect();
+        Ok(Self {
+            cpuid: [cpuid.as_slice(), given.as_slice()].concat(),
+            msrs,
+            tsc_khz: vcpu.get_tsc_khz().unwrap_or(0),
+            vm,
+            system,
+        })
+    }
+
+    fn extension(&self, cap: u32) -> i32 {
+        self.vm.check_extension_raw(cap.into())
+    }
+
+    fn capabilities(&self, vm: &Vm, problem: &mut dyn FnMut(String)) {
+        let any_irqfd = !vm.irqfds.is_empty();
+        let caps = &vm.caps;
+        let vcpus = &vm.vcpus;
+        let needed = [
+            ("SREGS2 (Linux 5.14)", kvm::KVM_CAP_SREGS2, true),
+            ("XSAVE", kvm::KVM_CAP_XSAVE, true),
+            ("XCRS", kvm::KVM_CAP_XCRS, true),
+            ("VCPU_EVENTS", kvm::KVM_CAP_VCPU_EVENTS, true),
+            ("ADJUST_CLOCK", kvm::KVM_CAP_ADJUST_CLOCK, true),
+            ("IRQFD", kvm::KVM_CAP_IRQFD, any_irqfd),
+            (
+                "IRQFD_RESAMPLE",
+                kvm::KVM_CAP_IRQFD_RESAMPLE,
+                vm.irqfds.iter().any(|irqfd| irqfd.resample.is_some()),
+            ),
+            (
+                "IOEVENTFD",
+                kvm::KVM_CAP_IOEVENTFD,
+                !vm.ioeventfds.is_empty(),
+            ),
+            (
+                "IOEVENTFD_ANY_LENGTH",
+                kvm::KVM_CAP_IOEVENTFD_ANY_LENGTH,
+                vm.ioeventfds.iter().any(|io| io.len == 0),
+            ),
+            (
+                "IRQCHIP",
+                kvm::KVM_CAP_IRQCHIP,
+                matches!(vm.irqchip, Irqchip::Kernel { .. }),
+            ),
+            (
+                "SPLIT_IRQCHIP",
+                kvm::KVM_CAP_SPLIT_IRQCHIP,
+                matches!(vm.irqchip, Irqchip::Split { .. }),
+            ),
+            ("PIT_STATE2", kvm::KVM_CAP_PIT_STATE2, vm.pit.is_some()),
+            (
+                "IRQ_ROUTING",
+                kvm::KVM_CAP_IRQ_ROUTING,
+                !vm.routes.is_empty(),
+            ),
+            (
+                "COALESCED_MMIO",
+                kvm::KVM_CAP_COALESCED_MMIO,
+                !vm.coalesced_zones.is_empty(),
+            ),
+            (
+                "COALESCED_PIO",
+                kvm::KVM_CAP_COALESCED_PIO,
+                vm.coalesced_zones.iter().any(|zone| zone.pio),
+            ),
+            (
+                "MULTI_ADDRESS_SPACE (SMM)",
+                kvm::KVM_CAP_MULTI_ADDRESS_SPACE,
+                vm.memslots.iter().any(|slot| slot.address_space != 0),
+            ),
+            (
+                "NESTED_STATE (the guest runs guests)",
+                kvm::KVM_CAP_NESTED_STATE,
+                vcpus.iter().any(|vcpu| vcpu.nested.is_some()),
+            ),
+            ("X2APIC_API", kvm::KVM_CAP_X2APIC_API, caps.x2apic_api != 0),
+            (
+                "DISABLE_QUIRKS2",
+                kvm::KVM_CAP_DISABLE_QUIRKS2,
+                caps.disabled_quirks != 0,
+            ),
+            (
+                "EXCEPTION_PAYLOAD",
+                kvm::KVM_CAP_EXCEPTION_PAYLOAD,
+                caps.exception_payload,
+            ),
+            (
+                "X86_TRIPLE_FAULT_EVENT",
+                kvm::KVM_CAP_X86_TRIPLE_FAULT_EVENT,
+                caps.triple_fault_event,
+            ),
+            (
+                "X86_USER_SPACE_MSR",
+                kvm::KVM_CAP_X86_USER_SPACE_MSR,
+                caps.user_space_msr_mask != 0,
+            ),
+            (
+                "X86_NOTIFY_VMEXIT",
+                kvm::KVM_CAP_X86_NOTIFY_VMEXIT,
+                caps.notify_vmexit != 0,
+            ),
+            (
+                "X86_BUS_LOCK_EXIT",
+                kvm::KVM_CAP_X86_BUS_LOCK_EXIT,
+                caps.bus_lock_exit,
+            ),
+            (
+                "DIRTY_LOG_RING",
+                kvm::KVM_CAP_DIRTY_LOG_RING,
+                caps.dirty_ring_size != 0,
+            ),
+        ];
+        for (name, cap, wanted) in needed {
+            if wanted && self.extension(cap) <= 0 {
+                problem(format!("this host's KVM has no KVM_CAP_{name}"));
+            }
+        }
+        // Each bit of the answer is one that may be asked for.
+        for (name, cap, wanted) in [
+            (
+                "X86_DISABLE_EXITS",
+                kvm::KVM_CAP_X86_DISABLE_EXITS,
+                caps.disabled_exits,
+            ),
+            (
+                "EXIT_HYPERCALL",
+                kvm::KVM_CAP_EXIT_HYPERCALL,
+                caps.exit_hypercall,
+            ),
+        ] {
+            let offered = u64::from(self.extension(cap).max(0).cast_unsigned());
+            if wanted & !offered != 0 {
+                problem(format!(
+                    "KVM_CAP_{name}: the VM has {wanted:#x} on, this host offers {offered:#x}"
+                ));
+            }
+        }
+        if vm.vm_type != 0 {
+            let types = self.extension(kvm::KVM_CAP_VM_TYPES).max(0).cast_unsigned();
+            if vm.vm_type >= 32 || types >> vm.vm_type & 1 == 0 {
+                problem(format!("this host has no VMs of type {}", vm.vm_type));
+            }
+        }
+        for (what, wanted, most) in [
+            ("vCPUs", vcpus.len(), self.system.get_max_vcpus()),
+            ("memslots", vm.memslots.len(), self.system.get_nr_memslots()),
+        ] {
+            if wanted > most {
+                problem(format!("it has {wanted} {what}, this host takes {most}"));
+            }
+        }
+        let ids = self.system.get_max_vcpu_id();
+        if let Some(vcpu) = vcpus.iter().find(|v| v.vcpu_id as usize >= ids) {
+            let id = vcpu.vcpu_id;
+            problem(format!("vCPU id {id} is beyond this host's {ids}"));
+        }
+    }
+
+    fn cpu(&self, vcpu: &Vcpu, problem: &mut dyn FnMut(String, bool)) {
+        // "KVMK" of "KVMKVMKVM": else the leaf is Hyper-V's, say.
+        let is_kvm = vcpu
+            .cpuid
+            .iter()
+            .any(|e| e.function == KVM_SIGNATURE && e.ebx == u32::from_le_bytes(*b"KVMK"));
+        let known = |leaf: &&Leaf| leaf.function != KVM_FEATURES || is_kvm;
+        for leaf in FEATURES.iter().filter(known) {
+            let guest = vcpu
+                .cpuid
+                .iter()
+                .find(|e| e.function == leaf.function && e.index == leaf.index)
+                .map_or(0, |e| leaf.register.of_guest(e));
+            let missing = guest & !self.register(leaf);
+            for &(bit, name) in leaf.vital {
+                if missing & 1 << bit != 0 {
+                    let what = format!("the guest uses {name}, which this host's CPU or KVM lacks");
+                    problem(what, true);
+                }
+            }
+            let vital = leaf.vital.iter().fold(0, |mask, &(bit, _)| mask | 1 << bit);
+            let others = missing & !vital & !leaf.made_up;
+            if others != 0 {
+                let Leaf {
+                    function, index, ..
+                } = leaf;
+                let what = format!(
+                    "CPUID {function:#x}.{index} {:?}: bits {others:#x} are not this host's",
+                    leaf.register
+                );
+                problem(what, false);
+            }
+        }
+
+        let xcr0 = |register| self.register(&Leaf::plain(0xd, 0, register));
+        let offered = u64::from(xcr0(Register::Edx)) << 32 | u64::from(xcr0(Register::Eax));
+        // Bits 0 (x87) and 1 (SSE) are every CPU's.
+        let missing = vcpu.xcr0 & !(offered | 3);
+        if missing != 0 {
+            problem(
+                format!("XCR0 bits {missing:#x}: this CPU has no such registers"),
+                true,
+            );
+        }
+        let room = self.extension(kvm::KVM_CAP_XSAVE2).max(4096);
+        let used = vcpu
+            .xsave
+            .0
+            .iter()
+            .rposition(|&b| b != 0)
+            .map_or(0, |n| n + 1);
+        // AMX's part is only offered to a process that has asked for it.
+        const AMX: u64 = 3 << 17;
+        if used > room.cast_unsigned() as usize && vcpu.xcr0 & AMX == 0 {
+            problem(
+                format!("{used} bytes of XSAVE state, this host takes {room}"),
+                true,
+            );
+        }
+
+        for msr in &vcpu.msrs {
+            if msr.value != 0 && !self.msrs.contains(&msr.index) && !always_there(msr.index) {
+                let what = format!(
+                    "MSR {:#x} = {:#x} may be refused: this host's KVM does not list it",
+                    msr.index, msr.value
+                );
+                problem(what, false);
+            }
+        }
+        self.tsc(vcpu, problem);
+    }
+
+    fn tsc(&self, vcpu: &Vcpu, problem: &mut dyn FnMut(String, bool)) {
+        let (guest, host) = (u64::from(vcpu.tsc_khz), u64::from(self.tsc_khz));
+        // KVM lets differences of 250 ppm pass (kvm.tsc_tolerance_ppm).
+        let same = guest.abs_diff(host) <= host / 4000;
+        if guest == 0 || host == 0 || same || self.extension(kvm::KVM_CAP_TSC_CONTROL) > 0 {
+            return;
+        }
+        let what = format!(
+            "its TSC runs at {guest} kHz, this host's at {host} kHz, and this CPU cannot scale it"
+        );
+        // A faster one is made up for by KVM, step by step; a slower is refused.
+        problem(what, guest < host);
+    }
+
+    fn register(&self, leaf: &Leaf) -> u32 {
+        self.cpuid
+            .iter()
+            .filter(|e| e.function == leaf.function && e.index == leaf.index)
+            .fold(0, |bits, e| bits | leaf.register.of_host(e))
+    }
+}
+
+/// MSRs that KVM has for every guest without listing them: APIC, MTRRs, MCE
+/// banks, x2APIC, performance counters, those of KVM itself.
+fn always_there(index: u32) -> bool {
+    matches!(index,
+        0x10 | 0x17 | 0x1b | 0x2a | 0x8b | 0xfe | 0x179..=0x17f | 0x1d9 | 0x200..=0x2ff
+        | 0x400..=0x47f | 0x4d0 | 0x6e0 | 0x800..=0x8ff
+        | 0xc1..=0xc8 | 0x186..=0x18d | 0x309..=0x30c | 0x38d..=0x390
+        | 0xc000_0080..=0xc000_0104 | 0xc001_0000..=0xc001_020b | 0x4b56_4d00..=0x4b56_4d08
+        | 0x11 | 0x12 | 0x4000_0000..=0x4000_0fff)
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Register {
+    Eax,
+    Ebx,
+    Ecx,
+    Edx,
+}
+
+impl Register {
+    fn of_guest(self, e: &CpuidEntry) -> u32 {
+        match self {
+            Self::Eax => e.eax,
+            Self::Ebx => e.ebx,
+            Self::Ecx => e.ecx,
+            Self::Edx => e.edx,
+        }
+    }
+
+    fn of_host(self, e: &kvm::kvm_cpuid_entry2) -> u32 {
+        match self {
+            Self::Eax => e.eax,
+            Self::Ebx => e.ebx,
+            Self::Ecx => e.ecx,
+            Self::Edx => e.edx,
+        }
+    }
+}
+
+/// One register of CPUID that lists features.
+struct Leaf {
+    function: u32,
+    index: u32,
+    register: Register,
+    /// Bits that a running guest cannot do without: instructions and modes.
+    vital: &'static [(u32, &'static str)],
+    /// Bits that say nothing of the host's CPU: KVM emulates them, or they
+    /// follow the guest's own state or topology.
+    made_up: u32,
+}
+
+impl Leaf {
+    const fn plain(function: u32, index: u32, register: Register) -> Self {
+        Self {
+            function,
+            index,
+            register,
+            vital: &[],
+            made_up: 0,
+        }
+    }
+}
+
+const KVM_SIGNATURE: u32 = 0x4000_0000;
+const KVM_FEATURES: u32 = 0x4000_0001;
+
+/// Intel SDM 2A, CPUID; AMD APM 3, appendix E.
+const FEATURES: &[Leaf] = &[
+    Leaf {
+        vital: &[
+            (0, "SSE3"),
+            (1, "PCLMULQDQ"),
+            (9, "SSSE3"),
+            (12, "FMA"),
+            (13, "CMPXCHG16B"),
+            (17, "PCID"),
+            (19, "SSE4.1"),
+            (20, "SSE4.2"),
+            (22, "MOVBE"),
+            (23, "POPCNT"),
+            (25, "AES"),
+            (26, "XSAVE"),
+            (28, "AVX"),
+            (29, "F16C"),
+            (30, "RDRAND"),
+        ],
+        // MONITOR, x2APIC, TSC deadline, OSXSAVE, hypervisor.
+        made_up: 1 << 3 | 1 << 21 | 1 << 24 | 1 << 27 | 1 << 31,
+        ..Leaf::plain(1, 0, Register::Ecx)
+    },
+    Leaf {
+        vital: &[
+            (8, "CMPXCHG8B"),
+            (23, "MMX"),
+            (24, "FXSR"),
+            (25, "SSE"),
+            (26, "SSE2"),
+        ],
+        // MCE, APIC, MTRR, MCA, self-snoop, HTT.
+        made_up: 1 << 7 | 1 << 9 | 1 << 12 | 1 << 14 | 1 << 27 | 1 << 28,
+        ..Leaf::plain(1, 0, Register::Edx)
+    },
+    Leaf {
+        vital: &[
+            (0, "FSGSBASE"),
+            (3, "BMI1"),
+            (5, "AVX2"),
+            (7, "SMEP"),
+            (8, "BMI2"),
+            (9, "ERMS"),
+            (10, "INVPCID"),
+            (16, "AVX512F"),
+            (17, "AVX512DQ"),
+            (18, "RDSEED"),
+            (19, "ADX"),
+            (20, "SMAP"),
+            (23, "CLFLUSHOPT"),
+            (24, "CLWB"),
+            (28, "AVX512CD"),
+            (29, "SHA"),
+            (30, "AVX512BW"),
+            (31, "AVX512VL"),
+        ],
+        made_up: 1 << 1, // TSC_ADJUST
+        ..Leaf::plain(7, 0, Register::Ebx)
+    },
+    Leaf {
+        vital: &[
+            (1, "AVX512_VBMI"),
+            (3, "PKU"),
+            (6, "AVX512_VBMI2"),
+            (8, "GFNI"),
+            (9, "VAES"),
+            (10, "VPCLMULQDQ"),
+            (11, "AVX512_VNNI"),
+            (12, "AVX512_BITALG"),
+            (14, "AVX512_VPOPCNTDQ"),
+            (16, "5-level paging"),
+            (22, "RDPID"),
+        ],
+        made_up: 1 << 4 | 1 << 2, // OSPKE; UMIP is emulated
+        ..Leaf::plain(7, 0, Register::Ecx)
+    },
+    Leaf {
+        vital: &[
+            (23, "AVX512_FP16"),
+            (22, "AMX-BF16"),
+            (24, "AMX"),
+            (25, "AMX-INT8"),
+        ],
+        ..Leaf::plain(7, 0, Register::Edx)
+    },
+    Leaf::plain(7, 1, Register::Eax),
+    Leaf {
+        vital: &[(0, "XSAVEOPT"), (1, "XSAVEC"), (3, "XSAVES")],
+        ..Leaf::plain(0xd, 1, Register::Eax)
+    },
+    Leaf {
+        vital: &[(0, "LAHF in long mode"), (5, "LZCNT"), (6, "SSE4A")],
+        // CMP_LEGACY, EXTAPIC, topology extensions.
+        made_up: 1 << 1 | 1 << 3 | 1 << 22,
+        ..Leaf::plain(0x8000_0001, 0, Register::Ecx)
+    },
+    Leaf {
+        vital: &[
+            (11, "SYSCALL"),
+            (20, "NX"),
+            (26, "pages of 1 GiB"),
+            (27, "RDTSCP"),
+            (29, "long mode"),
+        ],
+        made_up: 1 << 7 | 1 << 9 | 1 << 12 | 1 << 14,
+        ..Leaf::plain(0x8000_0001, 0, Register::Edx)
+    },
+    Leaf::plain(0x8000_0008, 0, Register::Ebx),
+    // KVM's paravirtual features.
+    Leaf::plain(KVM_FEATURES, 0, Register::Eax),
+];

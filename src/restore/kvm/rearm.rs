@@ -18,7 +18,6 @@ use crate::dataset::{Fidelity, Vcpu};
 use crate::restore::Errno;
 use kvm_bindings as kvm;
 use std::mem::offset_of;
-use std::ops::Range;
 use std::time::Duration;
 
 /// An exit that must come again.
@@ -106,23 +105,23 @@ pub(super) fn plan(
     Ok(Some(InFlight { reason, page }))
 }
 
-/// Bytes of the exit's details that say *which* exit it is: not the VMM's
+/// Ranges of bytes (start, end) of the exit's details that say *which* exit it is: not the VMM's
 /// answers. `None`: an exit that is not known to come again by itself.
-fn inputs(reason: u32) -> Option<&'static [Range<usize>]> {
+fn inputs(reason: u32) -> Option<&'static [(usize, usize)]> {
     Some(match reason {
         // direction u8, size u8, port u16, count u32
-        kvm::KVM_EXIT_IO => &[0..8],
+        kvm::KVM_EXIT_IO => &[(0, 8)],
         // phys_addr u64, data [8], len u32, is_write u8
-        kvm::KVM_EXIT_MMIO => &[0..8, 16..21],
+        kvm::KVM_EXIT_MMIO => &[(0, 8), (16, 21)],
         // nr u64, args [u64; 6]
-        kvm::KVM_EXIT_HYPERCALL => &[0..56],
+        kvm::KVM_EXIT_HYPERCALL => &[(0, 56)],
         // error u8, pad, reason u32, index u32, data u64
-        kvm::KVM_EXIT_X86_RDMSR => &[8..16],
-        kvm::KVM_EXIT_X86_WRMSR => &[8..24],
+        kvm::KVM_EXIT_X86_RDMSR => &[(8, 16)],
+        kvm::KVM_EXIT_X86_WRMSR => &[(8, 24)],
         // type u32, pad, input u64, result u64, params [u64; 2]
-        kvm::KVM_EXIT_HYPERV => &[0..4, 8..16, 24..40],
+        kvm::KVM_EXIT_HYPERV => &[(0, 4), (8, 16), (24, 40)],
         // type u32, pad, longmode u32, cpl u32, input u64, result u64, params [u64; 6]
-        kvm::KVM_EXIT_XEN => &[0..4, 8..24, 32..80],
+        kvm::KVM_EXIT_XEN => &[(0, 4), (8, 24), (32, 80)],
         _ => return None,
     })
 }
@@ -200,7 +199,9 @@ pub(super) fn rearm(
         let got = "the guest went past the instruction (is its memory as it was?)";
         return Err(in_flight.error(calls, got));
     }
-    let details = |page: &[u8], r: &Range<usize>| page[DETAILS + r.start..DETAILS + r.end].to_vec();
+    let details = |page: &[u8], &(start, end): &(usize, usize)| {
+        page.get(DETAILS + start..DETAILS + end).map(<[u8]>::to_vec)
+    };
     let same = reason == in_flight.reason
         && inputs(reason).is_some_and(|ranges| {
             ranges
