@@ -109,7 +109,10 @@ pub(super) fn create_vm(
     // Before vCPUs, whose first TSC takes this frequency. Each vCPU's own is
     // set in `finish`, so a host that has no such call loses only the default
     // for vCPUs that the VMM adds later.
-    if vm.default_tsc_khz != 0 && calls.extension(fd, kvm::KVM_CAP_VM_TSC_CONTROL) != 0 {
+    if vm.default_tsc_khz != 0
+        && calls.extension(fd, kvm::KVM_CAP_VM_TSC_CONTROL) != 0
+        && super::tsc_rate::scalable(calls, fd)
+    {
         calls.value(fd, ioctls::SET_TSC_KHZ, u64::from(vm.default_tsc_khz))?;
     }
 

@@ -24,6 +24,7 @@ mod msrs;
 mod preflight;
 mod rearm;
 mod shared_state;
+mod tsc_rate;
 mod vcpu_args;
 mod vcpu_state;
 mod verify;

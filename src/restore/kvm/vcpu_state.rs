@@ -2,7 +2,7 @@
 
 use super::calls::{Calls, RunArea};
 use super::error::KvmError;
-use super::{ioctls, msrs, rearm, vcpu_args};
+use super::{ioctls, msrs, rearm, tsc_rate, vcpu_args};
 use crate::dataset::{Fidelity, Irqchip, Vcpu, Vm};
 use kvm_bindings as kvm;
 
@@ -38,12 +38,7 @@ impl Revived<'_> {
         }
 
         // Before the TSC, whose value is scaled by it.
-        if vcpu.tsc_khz != 0 {
-            let now = calls.value(fd, ioctls::GET_TSC_KHZ, 0)?;
-            if now != u64::from(vcpu.tsc_khz) {
-                calls.value(fd, ioctls::SET_TSC_KHZ, u64::from(vcpu.tsc_khz))?;
-            }
-        }
+        tsc_rate::set(calls, self.vm_fd, fd, vcpu, notes)?;
         // Before MSRs: without it IA32_MCG_CTL does not exist.
         if vcpu.mcg_cap != 0 {
             calls.set_bytes(fd, ioctls::X86_SETUP_MCE, &vcpu.mcg_cap.to_le_bytes())?;
