@@ -55,6 +55,29 @@ fn each_encoding_of_kallsyms_is_told_by_stext() {
 }
 
 #[test]
+fn kallsyms_is_found_where_the_note_does_not_say() {
+    let mut tiny = TinyKernel::new(false);
+    let (types, _) = world::types();
+    // More than two markers' worth of symbols, with what looks like a relative base before them.
+    let here = tiny.variable("lure", &words(&[IMAGE, 1000, IMAGE - 0x1000, 40]));
+    for n in 0..700 {
+        tiny.symbol(b't', &format!("function_{n}"), IMAGE + n);
+    }
+    tiny.symbol(b'A', "runqueues", 0x31980);
+    let info = tiny.finish(&types, Encoding::Unannounced);
+    assert!(!info.contains("kallsyms"));
+    let kernel = tiny.open(&info).expect("opens");
+    assert_eq!(kernel.symbol("function_699").unwrap(), IMAGE + 699);
+    assert_eq!(kernel.symbol("lure").unwrap(), here);
+    assert_eq!(kernel.symbol("runqueues").unwrap(), 0x31980);
+
+    let pfn = (here - IMAGE + 0x10_0000) >> 12;
+    tiny.memory.missing.extend(pfn..pfn + 2);
+    let error = tiny.open(&info).unwrap_err().to_string();
+    assert!(error.contains("kallsyms"), "{error}");
+}
+
+#[test]
 fn kallsyms_that_disagrees_with_the_note_is_refused() {
     let mut tiny = TinyKernel::new(false);
     let (types, _) = world::types();

@@ -1,10 +1,10 @@
 //! kallsyms: the symbol table that a kernel carries in its own read-only data.
 //!
 //! Names are compressed: each is a run of bytes, every byte standing for one of 256 tokens. A name's
-//! first character is the symbol's type, as `nm` would print it. VMCOREINFO says where the tables
-//! are since Linux commit 5fd8fea935a1 ("vmcoreinfo: include kallsyms symbols") (in v6.0).
+//! first character is the symbol's type, as `nm` would print it.
 //! Linux kernel/kallsyms.c and scripts/kallsyms.c.
 
+use super::kallsyms_place::Places;
 use super::{KernelError, VmcoreInfo};
 
 /// More symbols than any kernel has (a distribution's has 200 000).
@@ -34,14 +34,10 @@ pub(super) struct Kallsyms {
 }
 
 impl Kallsyms {
-    /// Reads the tables that VMCOREINFO points to.
+    /// Finds the tables and reads them.
     pub(super) fn read(info: &VmcoreInfo, read: ReadImage<'_>) -> Result<Kallsyms, KernelError> {
-        let at = |name: &str| {
-            info.symbol(name)?.ok_or_else(|| KernelError::NoInfo {
-                key: format!("SYMBOL({name})"),
-            })
-        };
-        let count_at = at("kallsyms_num_syms")?;
+        let places = Places::find(info, read)?;
+        let count_at = places.count;
         let mut count = [0; 4];
         read(count_at, &mut count)?;
         let count = u32::from_le_bytes(count);
@@ -49,12 +45,8 @@ impl Kallsyms {
             return Err(damaged(count_at, format!("it counts {count} symbols")));
         }
 
-        let tokens = read_tokens(
-            at("kallsyms_token_table")?,
-            at("kallsyms_token_index")?,
-            read,
-        )?;
-        let (names, name_at) = read_names(at("kallsyms_names")?, count, read)?;
+        let tokens = read_tokens(places.token_table, places.token_index, read)?;
+        let (names, name_at) = read_names(places.names, count, read)?;
         let mut table = Kallsyms {
             tokens,
             names,
@@ -79,7 +71,7 @@ impl Kallsyms {
                 .push(u64::from(hash(&name)) << 32 | u64::from(symbol));
         }
         table.by_name.sort_unstable();
-        table.addresses = table.read_addresses(info, count, read)?;
+        table.addresses = table.read_addresses(info, &places, count, read)?;
         let addresses = &table.addresses;
         table
             .by_address
@@ -92,6 +84,7 @@ impl Kallsyms {
     fn read_addresses(
         &self,
         info: &VmcoreInfo,
+        places: &Places,
         count: u32,
         read: ReadImage<'_>,
     ) -> Result<Vec<u64>, KernelError> {
@@ -106,7 +99,7 @@ impl Kallsyms {
 
         // Absolute addresses: CONFIG_KALLSYMS_BASE_RELATIVE=n, gone with Linux commit 64e166099b69
         // ("kallsyms: get rid of code for absolute kallsyms") (in v6.11).
-        if let Some(at) = info.symbol("kallsyms_addresses")? {
+        if let Some(at) = places.addresses {
             let mut raw = vec![0; count as usize * 8];
             read(at, &mut raw)?;
             let addresses: Vec<u64> = raw.chunks_exact(8).map(le_u64).collect();
@@ -117,12 +110,10 @@ impl Kallsyms {
             };
         }
 
-        let at = info
-            .symbol("kallsyms_offsets")?
-            .ok_or_else(|| KernelError::NoInfo {
-                key: "SYMBOL(kallsyms_offsets)".into(),
-            })?;
-        let base = match info.symbol("kallsyms_relative_base")? {
+        let at = places.offsets.ok_or_else(|| KernelError::NoInfo {
+            key: "SYMBOL(kallsyms_offsets)".into(),
+        })?;
+        let base = match places.relative_base {
             Some(base_at) => {
                 let mut base = [0; 8];
                 read(base_at, &mut base)?;

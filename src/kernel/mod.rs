@@ -28,6 +28,7 @@ mod btf;
 pub mod containers;
 mod error;
 mod kallsyms;
+mod kallsyms_place;
 mod list;
 mod maple;
 mod modules;

@@ -75,6 +75,8 @@ pub enum Encoding {
     AbsolutePercpu,
     Relative,
     OwnPlace,
+    /// As `AbsolutePercpu`, and the note does not say where the tables are.
+    Unannounced,
 }
 
 pub struct TinyKernel {
@@ -217,7 +219,11 @@ impl TinyKernel {
             table.push(0);
         }
         let mut names = Vec::new();
-        for (kind, name, _) in &symbols {
+        let mut markers = Vec::new();
+        for (number, (kind, name, _)) in symbols.iter().enumerate() {
+            if number % 256 == 0 {
+                markers.extend_from_slice(&(names.len() as u32).to_le_bytes());
+            }
             let mut rest: Vec<u8> = [&[*kind], name.as_bytes()].concat();
             let mut coded = Vec::new();
             while !rest.is_empty() {
@@ -239,15 +245,19 @@ impl TinyKernel {
         let count = symbols.len() as u32;
         let place = |tiny: &mut TinyKernel, name: &str, bytes: &[u8]| {
             let addr = tiny.image(bytes, 8);
-            tiny.info.push(format!("SYMBOL({name})={addr:x}"));
+            if encoding != Encoding::Unannounced {
+                tiny.info.push(format!("SYMBOL({name})={addr:x}"));
+            }
             addr
         };
         let offsets_at = place(self, "kallsyms_offsets", &vec![0; symbols.len() * 4]);
         let mut offsets = Vec::new();
         for (i, (_, _, addr)) in (0u64..).zip(&symbols) {
             let offset = match encoding {
-                Encoding::AbsolutePercpu if *addr < 0x10_0000 => *addr as i32,
-                Encoding::AbsolutePercpu => -((*addr - IMAGE) as i32) - 1,
+                Encoding::AbsolutePercpu | Encoding::Unannounced if *addr < 0x10_0000 => {
+                    *addr as i32
+                }
+                Encoding::AbsolutePercpu | Encoding::Unannounced => -((*addr - IMAGE) as i32) - 1,
                 Encoding::Relative => addr.wrapping_sub(IMAGE) as i32,
                 Encoding::OwnPlace => addr.wrapping_sub(offsets_at + i * 4) as i32,
             };
@@ -259,8 +269,12 @@ impl TinyKernel {
         }
         place(self, "kallsyms_num_syms", &count.to_le_bytes());
         place(self, "kallsyms_names", &names);
+        place(self, "kallsyms_markers", &markers);
         place(self, "kallsyms_token_table", &table);
         place(self, "kallsyms_token_index", &index);
+        // The first variable behind what is read-only.
+        let behind = self.image(&[0; 8], 64);
+        self.info.push(format!("SYMBOL(init_uts_ns)={behind:x}"));
     }
 }
 
