@@ -4,6 +4,8 @@
 
 mod tiny_kernel;
 
+use std::sync::Arc;
+
 use tiny_kernel::btf::Types;
 use tiny_kernel::world::{self, Numbers};
 use tiny_kernel::{DIRECT, Encoding, IMAGE, TinyKernel, VMALLOC, VMEMMAP, words};
@@ -75,6 +77,31 @@ fn kallsyms_is_found_where_the_note_does_not_say() {
     tiny.memory.missing.extend(pfn..pfn + 2);
     let error = tiny.open(&info).unwrap_err().to_string();
     assert!(error.contains("kallsyms"), "{error}");
+}
+
+#[test]
+fn without_a_note_the_kernels_own_copy_is_found_and_not_a_guests() {
+    let mut tiny = TinyKernel::new(false);
+    let (types, _) = world::types();
+    let info = tiny.finish(&types, Encoding::AbsolutePercpu);
+    let page = |text: &str| {
+        let mut page = text.as_bytes().to_vec();
+        page.resize(4096, 0);
+        page
+    };
+    assert!(Kernel::discover(Arc::new(tiny.memory.clone())).is_err());
+    // A guest's comes first: the same words, of another place.
+    tiny.put(
+        0x8000,
+        &page(
+            &info
+                .replace("0.0.1-tiny", "guest")
+                .replace("phys_base)=-", "phys_base)="),
+        ),
+    );
+    tiny.put(0x30_0000, &page(&info));
+    let kernel = Kernel::discover(Arc::new(tiny.memory.clone())).unwrap();
+    assert_eq!(kernel.release(), "0.0.1-tiny");
 }
 
 #[test]

@@ -29,8 +29,8 @@ pub enum ExtractError {
     #[error(transparent)]
     Dump(#[from] OpenError),
     /// The dump does not say where its kernel is.
-    #[error("the dump has no VMCOREINFO note: nothing says where its kernel is")]
-    NoVmcoreinfo,
+    #[error("the dump has no VMCOREINFO note, and its kernel is not to be found in its memory")]
+    NoVmcoreinfo(#[source] KernelError),
     /// The kernel in it cannot be understood.
     #[error("the dead kernel cannot be read")]
     Kernel(#[from] KernelError),
@@ -47,7 +47,7 @@ impl ExtractError {
     pub fn hint(&self) -> &str {
         match self {
             Self::Dump(e) => e.hint(),
-            Self::NoVmcoreinfo => {
+            Self::NoVmcoreinfo(_) => {
                 "dumps made by kdump have one; QEMU adds it with -device vmcoreinfo and the guest's qemu_fw_cfg module"
             }
             Self::Kernel(_) => {
@@ -74,11 +74,11 @@ impl DeadHost {
     /// See [`ExtractError`].
     pub fn open(path: &Path) -> Result<Self, ExtractError> {
         let dump = Arc::new(Dump::open(path)?);
-        let vmcoreinfo = dump
-            .vmcoreinfo()
-            .ok_or(ExtractError::NoVmcoreinfo)?
-            .to_owned();
-        let kernel = Kernel::open(dump.clone(), &vmcoreinfo)?;
+        let kernel = match dump.vmcoreinfo() {
+            Some(note) => Kernel::open(dump.clone(), note)?,
+            // A dump taken from outside may lack the note; the kernel's own copy is in its memory.
+            None => Kernel::discover(dump.clone()).map_err(ExtractError::NoVmcoreinfo)?,
+        };
         Ok(Self {
             dump,
             kernel,

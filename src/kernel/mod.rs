@@ -122,6 +122,23 @@ impl Kernel {
         Ok(kernel)
     }
 
+    /// Finds the kernel in memory that came without a VMCOREINFO note, such as a dump that QEMU or
+    /// libvirt made of a machine without QEMU's vmcoreinfo device. Reads all of the memory.
+    pub fn discover(memory: Arc<dyn PhysicalMemory>) -> Result<Kernel, KernelError> {
+        // Guests have such pages too, and a host may have hundreds of guests.
+        const MAX_NOTES: usize = 4096;
+        let mut first_error = None;
+        for note in vmcoreinfo::search(&*memory).take(MAX_NOTES) {
+            match Kernel::open(Arc::clone(&memory), &note) {
+                Ok(kernel) => return Ok(kernel),
+                Err(error) => first_error = first_error.or(Some(error)),
+            }
+        }
+        Err(first_error.unwrap_or_else(|| KernelError::NoInfo {
+            key: "OSRELEASE, as there is no such note, neither in the dump nor in memory".into(),
+        }))
+    }
+
     /// Kernel release, as `uname -r` printed it. Empty if the note does not say.
     #[must_use]
     pub fn release(&self) -> &str {

@@ -3,6 +3,10 @@
 use std::collections::HashMap;
 
 use super::KernelError;
+use crate::dump::{PAGE_SIZE, PageState, PhysicalMemory};
+
+/// Pages read at once when the note is looked for.
+const BATCH: usize = 512;
 
 /// The parsed note. Linux Documentation/admin-guide/kdump/vmcoreinfo.rst.
 #[derive(Clone, Debug, Default)]
@@ -68,4 +72,35 @@ impl VmcoreInfo {
             },
         }
     }
+}
+
+/// Looks for the note's text in memory, where the kernel has kept it ready on a page of its own since
+/// it booted; gives each page that looks like it. Those of guests, whose memory is here too, look the
+/// same: only the host's leads to a kernel. Linux kernel/crash_core.c: `vmcoreinfo_data`.
+pub(super) fn search(memory: &dyn PhysicalMemory) -> impl Iterator<Item = String> {
+    let mut pages =
+        (0..memory.max_pfn()).filter(|pfn| memory.page_state(*pfn) == PageState::Present);
+    std::iter::from_fn(move || {
+        let pfns: Vec<u64> = pages.by_ref().take(BATCH).collect();
+        if pfns.is_empty() {
+            return None;
+        }
+        let mut bytes = vec![0; pfns.len() * PAGE_SIZE as usize];
+        // A page that cannot be read is zeros, and so not the note.
+        let _ = memory.read_pages(&pfns, &mut bytes);
+        let notes: Vec<String> = bytes
+            .chunks_exact(PAGE_SIZE as usize)
+            .filter(|page| page.starts_with(b"OSRELEASE="))
+            .map(|page| {
+                let len = page
+                    .iter()
+                    .position(|&byte| byte == 0)
+                    .unwrap_or(page.len());
+                String::from_utf8_lossy(&page[..len]).into_owned()
+            })
+            .filter(|text| text.contains("NUMBER(phys_base)="))
+            .collect();
+        Some(notes)
+    })
+    .flatten()
 }
