@@ -54,6 +54,11 @@ pub struct Vcpu {
     pub run_pages: Vec<Blob>,
     /// An exit whose instruction KVM had still to finish.
     pub exit_in_flight: Option<ExitInFlight>,
+    /// Its thread was on the way out of KVM_RUN with the exit in the kvm_run
+    /// page: that call returns 0 (instead of being made again), or the VMM
+    /// would never hear of the exit.
+    #[serde(default)]
+    pub exit_unreported: bool,
 }
 
 /// Where a vCPU was at the panic.

@@ -12,7 +12,9 @@ mod zeros;
 
 pub use dump_pages::DumpPages;
 
-use crate::dataset::{Dataset, FileKind, Host, ObjectId, SCHEMA_VERSION};
+use crate::dataset::{
+    Dataset, FileKind, Host, ObjectId, Process, SCHEMA_VERSION, SyscallResume, Vm,
+};
 use crate::dump::{Dump, OpenError};
 use crate::guest::{self, GuestError, GuestSummary};
 use crate::kernel::{Kernel, KernelError};
@@ -151,6 +153,7 @@ impl DeadHost {
         let mut vms = Vec::new();
         for vm in virtual_machines(&parts.files) {
             let (vm, fidelity) = guest::extract(&self.kernel, vm.0, &host)?;
+            report_exits(&vm, &mut parts.processes);
             vms.push(vm);
             parts.fidelity.extend(fidelity);
         }
@@ -175,6 +178,28 @@ impl DeadHost {
     /// The pages of this host's datasets.
     pub fn pages(&self) -> DumpPages {
         DumpPages::new(self.dump.clone())
+    }
+}
+
+/// Lets KVM_RUN return to the VMM where it was about to: the exit is in the
+/// kvm_run page, and made again the call would take it for handled.
+fn report_exits(vm: &Vm, processes: &mut [Process]) {
+    const IOCTL: u64 = 16;
+    const KVM_RUN: u64 = 0xae80;
+    for vcpu in vm.vcpus.iter().filter(|v| v.exit_unreported) {
+        let thread = processes
+            .iter_mut()
+            .flat_map(|p| &mut p.threads)
+            .find(|t| t.tid == vcpu.tid);
+        if let Some(thread) = thread
+            && thread.resume == SyscallResume::Reissue
+            && thread
+                .syscall
+                .as_ref()
+                .is_some_and(|s| s.number == IOCTL && s.args[1] == KVM_RUN)
+        {
+            thread.resume = SyscallResume::Return { value: 0 };
+        }
     }
 }
 

@@ -86,8 +86,8 @@ impl CrashClock {
         Ok(scaled.wrapping_add(arch.u("l1_tsc_offset")?))
     }
 
-    /// The inverse of [`Self::guest_tsc`]; 0 for a vCPU that has never run.
-    fn host_tsc_of(&self, arch: &Object<'_>, guest: u64) -> Result<u64, GuestError> {
+    /// The host's TSC when the guest's had this value; 0 for 0, which a vCPU that never ran has.
+    pub fn host_tsc_of(&self, arch: &Object<'_>, guest: u64) -> Result<u64, GuestError> {
         if guest == 0 {
             return Ok(0);
         }

@@ -12,6 +12,7 @@ mod cpuid;
 mod error;
 mod eventfds;
 mod events;
+mod exit_report;
 mod exit_window;
 mod field;
 mod find;

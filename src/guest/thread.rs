@@ -20,13 +20,6 @@ pub(super) struct StoppedAt {
     pub rsp: u64,
 }
 
-impl StoppedAt {
-    /// It ran user code.
-    pub fn in_user_mode(&self) -> bool {
-        self.rip < 1 << 63
-    }
-}
-
 impl<'k> VcpuThread<'k> {
     /// The thread of a `struct kvm_vcpu`; `None` when the vCPU never ran or its thread is gone.
     pub fn of(vcpu: &Object<'k>) -> Result<Option<VcpuThread<'k>>, GuestError> {
@@ -65,6 +58,23 @@ impl<'k> VcpuThread<'k> {
     /// guest's in when KVM_RUN begins, and out when it ends.
     pub fn works_on(&self, fpstate: u64) -> Result<bool, GuestError> {
         Ok(self.task.ptr("thread.fpu.fpstate")? == fpstate)
+    }
+
+    /// It is between `vcpu_load` and `vcpu_put` of this `struct kvm_vcpu`.
+    pub fn has_loaded(&self, vcpu: &Object<'_>) -> Result<bool, GuestError> {
+        let link = vcpu.get("preempt_notifier.link")?.addr();
+        Ok(self.task.ptr("preempt_notifiers.first")? == link)
+    }
+
+    /// Top of its kernel stack when it last left its CPU.
+    pub fn switched_stack(&self) -> Result<u64, GuestError> {
+        Ok(self.task.u("thread.sp")?)
+    }
+
+    /// What took it out of user mode was not a system call: it was, or had just been, there. Its
+    /// registers cannot tell when they cannot be read.
+    pub fn came_by_interrupt(&self) -> bool {
+        crate::task::user_registers(&self.task).is_ok_and(|regs| regs.orig_rax.cast_signed() < 0)
     }
 
     /// It waits for something (it is neither running nor ready to run).

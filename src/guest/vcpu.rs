@@ -7,10 +7,10 @@ use super::exit_window::{Window, window};
 use super::field::{flag, flag_or_false, narrow, or, u_or_0, words};
 use super::lapic::{self, LapicState};
 use super::msr;
-use super::thread::{VcpuThread, stopped_at};
+use super::thread::VcpuThread;
 use super::user_memory::UserMemory;
 use super::vmcb::Svm;
-use super::{GuestError, nested};
+use super::{GuestError, exit_report, nested};
 use crate::dataset::{
     Blob, DebugRegs, ExitInFlight, Fidelity, ObjectId, SystemRegs, Vcpu, VcpuActivity, VcpuRegs,
 };
@@ -38,7 +38,7 @@ impl<'k> Found<'k> {
     pub fn new(kernel: &'k Kernel, vcpu: Object<'k>) -> Result<Found<'k>, GuestError> {
         let thread = VcpuThread::of(&vcpu)?;
         let window = window(kernel, &vcpu, thread.as_ref())?;
-        let activity = activity(kernel, &vcpu, thread.as_ref(), window)?;
+        let activity = activity(&vcpu, thread.as_ref(), window)?;
         Ok(Found {
             vcpu,
             thread,
@@ -49,7 +49,6 @@ impl<'k> Found<'k> {
 }
 
 fn activity(
-    kernel: &Kernel,
     vcpu: &Object<'_>,
     thread: Option<&VcpuThread<'_>>,
     window: Window,
@@ -61,10 +60,8 @@ fn activity(
     Ok(match thread.on_cpu {
         Some(cpu) if window != Window::Closed => VcpuActivity::GuestMode { cpu },
         Some(cpu) if in_kvm_run => VcpuActivity::HostKernel { cpu },
-        Some(cpu) => match stopped_at(kernel, cpu) {
-            Some(stopped) if stopped.in_user_mode() => VcpuActivity::HostUser { cpu },
-            _ => VcpuActivity::HostKernel { cpu },
-        },
+        Some(cpu) if thread.came_by_interrupt() => VcpuActivity::HostUser { cpu },
+        Some(cpu) => VcpuActivity::HostKernel { cpu },
         None if in_kvm_run && thread.sleeps()? && vcpu.u("arch.mp_state")? != 0 => {
             VcpuActivity::Halted
         }
@@ -186,6 +183,12 @@ impl Reader<'_, '_> {
             enforce_pv_cpuid: flag_or_false(arch, "pv_cpuid.enforce")?,
             run_pages: self.run_pages(vcpu, arch)?,
             exit_in_flight: self.exit_in_flight(vcpu, arch)?,
+            exit_unreported: exit_report::unreported(
+                self.kernel,
+                vcpu,
+                found.thread.as_ref(),
+                self.clock,
+            )?,
             lapic: lapic.map(|l| l.lapic),
             cpuid: cpuid.0,
         })

@@ -47,3 +47,4 @@ pub use clock::host;
 pub use error::TaskError;
 pub use extract::{Extracted, extract};
 pub use list::{ProcessSummary, processes};
+pub(crate) use registers::read as user_registers;

@@ -11,7 +11,7 @@ pub(super) const USER_CS: u64 = 0x33;
 pub(super) const USER32_CS: u64 = 0x23;
 
 /// The registers that a thread had when it last came from user mode.
-pub(super) fn read(task: &Object<'_>) -> Result<UserRegs, KernelError> {
+pub(crate) fn read(task: &Object<'_>) -> Result<UserRegs, KernelError> {
     let stack = task.ptr("stack")?;
     let mut found = Vec::new();
     for size in stack_sizes(task) {

@@ -156,6 +156,7 @@ fn read_vcpu(machine: &mut Machine, n: usize) -> d::Vcpu {
         enforce_pv_cpuid: false,
         run_pages,
         exit_in_flight,
+        exit_unreported: false,
     }
 }
 
