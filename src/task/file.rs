@@ -98,7 +98,7 @@ fn kind<'k>(
     // own name helps where a module's symbols are not in the dump.
     let by_name = name.path.strip_prefix("anon_inode:").unwrap_or("");
     match (operations, by_name) {
-        ("pipefifo_fops", _) => return pipe::kind(x, file, name),
+        ("pipefifo_fops" | "pipeanon_fops", _) => return pipe::kind(x, file, name),
         ("eventfd_fops", _) | (_, "[eventfd]") => {
             let context = kernel.object("eventfd_ctx", private)?;
             return Ok(FileKind::EventFd {

@@ -3,9 +3,10 @@
 use crate::dataset::Blob;
 use crate::kernel::{Kernel, KernelError, Object, XsaveLayout};
 
-/// `thread_info.flags`: the registers are in memory, not in the CPU. Linux
+/// `thread_info.flags`: the registers are in memory, not in the CPU. Bit 14,
+/// and 19 since x86 uses the flags of all architectures (v6.18). Linux
 /// arch/x86/include/asm/thread_info.h.
-const TIF_NEED_FPU_LOAD: u64 = 1 << 14;
+const TIF_NEED_FPU_LOAD: [u64; 2] = [1 << 14, 1 << 19];
 /// Most bytes of an XSAVE area; AMX has 11 KiB.
 const MAX_AREA: u64 = 64 << 10;
 /// Features whose state the kernel keeps in XSAVE areas of threads.
@@ -20,10 +21,26 @@ pub(super) struct FpuState {
     pub stale: bool,
 }
 
+/// Which bit TIF_NEED_FPU_LOAD is in this kernel, from a user's thread that
+/// was not on a CPU: switching away from it set the bit.
+pub(super) fn need_load_bit<'k>(switched_out: impl Iterator<Item = &'k Object<'k>>) -> u64 {
+    let mut votes = [0usize; 2];
+    for task in switched_out {
+        let flags = task.u("thread_info.flags").unwrap_or(0);
+        for (vote, bit) in votes.iter_mut().zip(TIF_NEED_FPU_LOAD) {
+            *vote += usize::from(flags & bit != 0);
+        }
+    }
+    let [older, newer] = TIF_NEED_FPU_LOAD;
+    if votes[1] > votes[0] { newer } else { older }
+}
+
 /// Reads it. `on_cpu`: the thread was on a CPU when the host died.
+/// `need_load` is what [`need_load_bit`] found.
 pub(super) fn read(
     task: &Object<'_>,
     layout: &XsaveLayout,
+    need_load: u64,
     on_cpu: bool,
 ) -> Result<FpuState, KernelError> {
     let kernel = task.kernel();
@@ -53,7 +70,7 @@ pub(super) fn read(
         let pkru = u32::try_from(task.u("thread.pkru")?).unwrap_or(0);
         layout.set_pkru(&mut standard, pkru);
     }
-    let in_memory = swapped_out || task.u("thread_info.flags")? & TIF_NEED_FPU_LOAD != 0;
+    let in_memory = swapped_out || task.u("thread_info.flags")? & need_load != 0;
     Ok(FpuState {
         xsave: Blob(standard),
         stale: on_cpu && !in_memory,

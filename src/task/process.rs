@@ -3,7 +3,7 @@
 use super::extract::Extraction;
 use super::list::{PF_KTHREAD, int, raw_state};
 use super::path::{self, Place};
-use super::{TaskError, access, mm, registers, signal, thread, timer, zeros};
+use super::{TaskError, access, fpu, mm, registers, signal, thread, timer, zeros};
 use crate::dataset::{Fd, FsState, Process, ResourceLimit};
 use crate::kernel::{KernelError, Object, XsaveLayout};
 
@@ -58,7 +58,14 @@ pub(super) fn read(x: &mut Extraction<'_, '_>, task: &Object<'_>) -> Result<Proc
     let mut mm = mm::read(x, alive, &mm_struct, &subject, root).map_err(failed("address space"))?;
     let space = access::space(&mm_struct).map_err(failed("page tables"))?;
     let layout = XsaveLayout::of(x.kernel).map_err(failed("FPU layout"))?;
+    // The first process sleeps nearly always; its thread votes too.
+    let first = super::list::find(x.kernel, 1).ok();
+    let switched_out = threads
+        .iter()
+        .chain(&first)
+        .filter(|t| matches!(thread::on_cpu(t), Ok(None)));
     let context = thread::Context {
+        need_fpu_load: fpu::need_load_bit(switched_out),
         pid,
         space: &space,
         layout: &layout,

@@ -38,6 +38,8 @@ pub(super) struct Context<'a, 'k> {
     pub pid: i32,
     pub space: &'a AddressSpace<'k>,
     pub layout: &'a XsaveLayout,
+    /// See [`fpu::need_load_bit`].
+    pub need_fpu_load: u64,
     pub root: Option<Place>,
 }
 
@@ -77,7 +79,12 @@ pub(super) fn read(
             _ => x.reconstructed(&subject, what, how),
         }
     }
-    let fpu = fpu::read(task, context.layout, on_cpu.is_some());
+    let fpu = fpu::read(
+        task,
+        context.layout,
+        context.need_fpu_load,
+        on_cpu.is_some(),
+    );
     let (xsave, fpu_stale) = match fpu {
         Ok(fpu) => (Some(fpu.xsave), fpu.stale),
         Err(error) => {
@@ -139,7 +146,7 @@ pub(super) fn read(
 }
 
 /// The CPU that a thread was on.
-fn on_cpu(task: &Object<'_>) -> Result<Option<u32>, KernelError> {
+pub(super) fn on_cpu(task: &Object<'_>) -> Result<Option<u32>, KernelError> {
     if task.u("on_cpu")? == 0 {
         return Ok(None);
     }
@@ -241,7 +248,13 @@ fn rseq(task: &Object<'_>) -> Result<Option<Rseq>, KernelError> {
 }
 
 fn robust_list(task: &Object<'_>) -> Result<Option<RobustList>, KernelError> {
-    let head = task.ptr("robust_list")?;
+    // With the rest of the futex code's state in a struct of its own since v7.1
+    // or so.
+    let head = if task.has("robust_list") {
+        task.ptr("robust_list")?
+    } else {
+        task.ptr("futex.robust_list")?
+    };
     Ok((head != 0).then_some(RobustList {
         head,
         len: ROBUST_LIST_LEN,

@@ -11,7 +11,13 @@ const ENQUEUED: u64 = 1;
 /// Time until a `struct hrtimer` expires; `None` when it is not armed.
 /// Nanoseconds, negative when it is late.
 fn remaining(clocks: &Clocks, timer: &Object<'_>) -> Result<Option<i64>, KernelError> {
-    if timer.u("state")? & ENQUEUED == 0 {
+    // A bool instead of bits since v7.1 or so.
+    let queued = if timer.has("is_queued") {
+        timer.u("is_queued")?
+    } else {
+        timer.u("state")? & ENQUEUED
+    };
+    if queued == 0 {
         return Ok(None);
     }
     let clock = timer.follow("base")?.i("clockid")?;
