@@ -265,6 +265,20 @@ fn enable_caps(calls: &mut Calls, fd: i32, caps: &VmCaps) -> Result<(), KvmError
             calls.enable(fd, name, cap, args)?;
         }
     }
+    // Before vCPUs. Not there where the host has no PMU for guests at all.
+    let pmu = u64::from(kvm::KVM_PMU_CAP_DISABLE);
+    if caps.disable_pmu && calls.extension(fd, kvm::KVM_CAP_PMU_CAPABILITY) & pmu != 0 {
+        calls.enable(fd, "PMU_CAPABILITY", kvm::KVM_CAP_PMU_CAPABILITY, [pmu, 0])?;
+    }
+    // Before vCPUs. It spares the host a workaround; the guest cannot tell.
+    let nx = kvm::KVM_CAP_VM_DISABLE_NX_HUGE_PAGES;
+    if caps.disable_nx_huge_pages && calls.extension(fd, nx) != 0 {
+        calls.enable(fd, "VM_DISABLE_NX_HUGE_PAGES", nx, [0, 0])?;
+    }
+    // After X86_USER_SPACE_MSR, which says what becomes of what it filters.
+    if let Some(filter) = &caps.msr_filter {
+        super::msr_filter::set(calls, fd, filter)?;
+    }
     // Before vCPUs: the one with this id is made the bootstrap processor.
     if caps.bsp_vcpu_id != 0 {
         calls.value(fd, ioctls::SET_BOOT_CPU_ID, u64::from(caps.bsp_vcpu_id))?;

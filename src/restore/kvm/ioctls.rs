@@ -85,6 +85,7 @@ ioctls! {
     GET_XCRS = READ, 0xa6, size_of::<kvm::kvm_xcrs>();
     SET_XCRS = WRITE, 0xa7, size_of::<kvm::kvm_xcrs>();
     SET_NESTED_STATE = WRITE, 0xbf, 128;
+    X86_SET_MSR_FILTER = WRITE, 0xc6, size_of::<kvm::kvm_msr_filter>();
     GET_SREGS2 = READ, 0xcc, size_of::<kvm::kvm_sregs2>();
     SET_SREGS2 = WRITE, 0xcd, size_of::<kvm::kvm_sregs2>();
     GET_XSAVE2 = READ, 0xcf, size_of::<kvm::kvm_xsave>();
@@ -121,6 +122,7 @@ mod tests {
             (SET_DEBUGREGS, 0x4080_aea2),
             (SET_CLOCK, 0x4030_ae7b),
             (SET_NESTED_STATE, 0x4080_aebf),
+            (X86_SET_MSR_FILTER, 0x4188_aec6),
             (SET_SREGS2, 0x4140_aecd),
             (REGISTER_COALESCED_MMIO, 0x4010_ae67),
             (ENABLE_CAP, 0x4068_aea3),

@@ -20,6 +20,7 @@ mod create;
 mod error;
 mod ioctls;
 mod kick;
+mod msr_filter;
 mod msrs;
 mod preflight;
 mod rearm;
