@@ -59,11 +59,11 @@ impl XsaveLayout {
     pub fn of(kernel: &Kernel) -> Result<XsaveLayout, KernelError> {
         const FLAG_SUPERVISOR: u32 = 1;
         const FLAG_ALIGNED: u32 = 2;
-        let (offsets, sizes, flags) = (
+        let (offsets, sizes) = (
             kernel.symbol("xstate_offsets")?,
             kernel.symbol("xstate_sizes")?,
-            kernel.symbol("xstate_flags")?,
         );
+        let flags = kernel.symbol("xstate_flags").ok();
         // XFEATURE_MAX, which is the arrays' length, has grown over the years.
         let count = kernel
             .enum_value("xfeature", "XFEATURE_MAX")
@@ -73,7 +73,14 @@ impl XsaveLayout {
         let mut components = Vec::new();
         for number in 2..count {
             let read = |array: u64| kernel.read_u32(array.wrapping_add(number * 4));
-            let (size, flags) = (read(sizes)?, read(flags)?);
+            let size = read(sizes)?;
+            let flags = match flags {
+                Some(flags) => read(flags)?,
+                // What every CPU of those days answers: PT, PASID, CET, LBR are the
+                // supervisor's; only the tiles of AMX, which came later, are aligned.
+                None if matches!(number, 8 | 10..=16) => FLAG_SUPERVISOR,
+                None => 0,
+            };
             // A component that the CPU lacks has the size -1 (0 in older kernels).
             if size == 0 || size == u32::MAX {
                 continue;
