@@ -6,10 +6,13 @@
 
 use super::{Errno, Syscalls};
 use crate::sys::ptrace::{self, Registers, Stop};
+use crate::sys::task_control;
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::time::Duration;
 
 /// `syscall; int3`.
 pub const CODE: [u8; 3] = [0x0f, 0x05, 0xcc];
@@ -140,26 +143,61 @@ impl Tracee {
 /// `-ERESTARTSYS` and its like: the kernel wanted to make the call again.
 const RESTART: std::ops::RangeInclusive<i32> = 512..=516;
 
+impl Tracee {
+    /// Makes one call, once. Error numbers of [`RESTART`] come back as they are.
+    fn call(&mut self, number: i64, args: [u64; 6]) -> Result<u64, Errno> {
+        let mut regs = self.base;
+        regs.rip = self.code;
+        regs.rax = number.cast_unsigned();
+        regs.orig_rax = u64::MAX;
+        [regs.rdi, regs.rsi, regs.rdx, regs.r10, regs.r8, regs.r9] = args;
+        ptrace::set_registers(self.tid, &regs).map_err(|e| errno(&e))?;
+        self.run_to_syscall_stop()?;
+        self.run_to_syscall_stop()?;
+        let answer = ptrace::registers(self.tid).map_err(|e| errno(&e))?;
+        match i32::try_from(answer.rax.cast_signed()) {
+            Ok(code @ -4095..=-1) => Err(Errno(-code)),
+            _ => Ok(answer.rax),
+        }
+    }
+}
+
 impl Syscalls for Tracee {
     fn syscall(&mut self, number: i64, args: [u64; 6]) -> Result<u64, Errno> {
         for _ in 0..16 {
-            let mut regs = self.base;
-            regs.rip = self.code;
-            regs.rax = number.cast_unsigned();
-            regs.orig_rax = u64::MAX;
-            [regs.rdi, regs.rsi, regs.rdx, regs.r10, regs.r8, regs.r9] = args;
-            ptrace::set_registers(self.tid, &regs).map_err(|e| errno(&e))?;
-            self.run_to_syscall_stop()?;
-            self.run_to_syscall_stop()?;
-            let answer = ptrace::registers(self.tid).map_err(|e| errno(&e))?;
-            let value = answer.rax.cast_signed();
-            return match i32::try_from(value) {
-                Ok(code @ -4095..=-1) if RESTART.contains(&-code) => continue,
-                Ok(code @ -4095..=-1) => Err(Errno(-code)),
-                _ => Ok(answer.rax),
-            };
+            match self.call(number, args) {
+                Err(Errno(code)) if RESTART.contains(&code) => {}
+                result => return result,
+            }
         }
         Err(Errno(libc::EINTR))
+    }
+
+    /// After `limit` the tracee gets a SIGSTOP, which it cannot block; it is
+    /// taken back before it could stop anything.
+    fn syscall_within(
+        &mut self,
+        number: i64,
+        args: [u64; 6],
+        limit: Duration,
+    ) -> Result<u64, Errno> {
+        let tid = self.tid;
+        let result = std::thread::scope(|scope| {
+            let (done, is_done) = mpsc::channel::<()>();
+            scope.spawn(move || {
+                if is_done.recv_timeout(limit) == Err(RecvTimeoutError::Timeout) {
+                    // It may have gone; then its tracer hears of that.
+                    let _ = task_control::kill_task(tid, libc::SIGSTOP);
+                }
+            });
+            let result = self.call(number, args);
+            drop(done);
+            result
+        });
+        match result {
+            Err(Errno(code)) if RESTART.contains(&code) => Err(Errno(libc::EINTR)),
+            result => result,
+        }
     }
 
     fn scratch(&self) -> (u64, usize) {

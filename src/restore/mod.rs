@@ -17,7 +17,7 @@ pub mod disks;
 mod error;
 mod files;
 mod fill;
-mod inject;
+pub mod inject;
 pub mod journal;
 pub mod kvm;
 mod namespaces;

@@ -19,6 +19,15 @@ pub fn kill(pid: i32, signal: i32) -> io::Result<()> {
     checked(unsafe { libc::kill(pid, signal) }.into()).map(drop)
 }
 
+/// Sends a signal to one task, be it a thread or a process's first.
+///
+/// # Errors
+/// ESRCH, EPERM.
+pub fn kill_task(tid: i32, signal: i32) -> io::Result<()> {
+    // SAFETY: no memory arguments.
+    checked(unsafe { libc::syscall(libc::SYS_tkill, tid, signal) }).map(drop)
+}
+
 /// Sets policy, nice value and real-time priority of a task.
 ///
 /// # Errors

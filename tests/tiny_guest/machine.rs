@@ -350,8 +350,18 @@ pub fn step(vcpu: &mut VcpuFd, device: &mut Device) -> bool {
 pub fn handle_pending(vcpu: &mut VcpuFd, device: &mut Device) {
     let run = std::ptr::from_mut(vcpu.get_kvm_run());
     // SAFETY: the run area is mapped as long as the vCPU; nobody else has
-    // a reference to it; the kernel wrote the union's member that its
-    // exit reason names, and data_offset lies within the area.
+    // a reference to it; the kernel wrote it.
+    unsafe { handle_exit(run, device) };
+}
+
+/// Handles an exit.
+///
+/// # Safety
+/// `run` is the start of a vCPU's area, or of a copy of its first two pages,
+/// as the kernel wrote it.
+pub unsafe fn handle_exit(run: *mut kvm_run, device: &mut Device) {
+    // SAFETY: the caller's promise; the exit reason names the union's member,
+    // and data_offset lies within the area.
     let exit = unsafe {
         match (*run).exit_reason {
             KVM_EXIT_IO => {

@@ -1,5 +1,6 @@
 //! Stops a small guest, makes it anew through `restore::kvm`, and lets it go on.
 
+mod injected;
 mod machine;
 mod programs;
 mod snapshot;
@@ -426,4 +427,56 @@ fn preflight_knows_this_host() {
     let found = fatal(&vm).join("; ");
     assert!(found.contains("0x4000000000000000"), "{found}");
     assert!(found.contains("type 31"), "{found}");
+}
+
+/// By injected calls in another process, at each exit of a round.
+#[test]
+fn injected_into_another_process() {
+    if !kvm_is_here("injected_into_another_process") {
+        return;
+    }
+    const TOTAL: usize = 80;
+    let mut device = Device::default();
+    let mut reference = exits_machine(Mode::Long, 1, Chips::Kernel);
+    run_until(&mut reference, 0, &mut device, TOTAL);
+    let (log, memory) = (device.log, reference.memory_bytes());
+    for stop in [24, 25, 26, 28, 29, 30, 31, 32, 33, 45] {
+        let mut device = Device::default();
+        let mut machine = exits_machine(Mode::Long, 1, Chips::Kernel);
+        run_until(&mut machine, 0, &mut device, stop);
+        assert!(run(&mut machine.vcpus[0]));
+        let mut remote = injected::Remote::take(machine);
+        remote.handle_pending(&mut device);
+        while device.log.len() < TOTAL {
+            remote.run(Duration::from_secs(60)).expect("KVM_RUN");
+            remote.handle_pending(&mut device);
+        }
+        assert!(device.log == log, "stopped at {stop}: the log differs");
+        assert!(
+            remote.memory_bytes() == memory,
+            "stopped at {stop}: memory differs"
+        );
+    }
+}
+
+/// A guest that makes no exit is stopped when its time is over, and can go on.
+#[test]
+fn injected_run_is_bounded() {
+    if !kvm_is_here("injected_run_is_bounded") {
+        return;
+    }
+    let mut machine = Machine::new(Mode::Long, &["poller"], Chips::Split);
+    let mut device = Device::default();
+    run_until(&mut machine, 0, &mut device, 1);
+    let mut remote = injected::Remote::take(machine);
+    for _ in 0..3 {
+        let started = Instant::now();
+        let result = remote.run(Duration::from_millis(300));
+        assert_eq!(result, Err(vmrestore::restore::Errno(libc::EINTR)));
+        let ran = started.elapsed();
+        assert!(
+            ran > Duration::from_millis(250) && ran < Duration::from_secs(20),
+            "{ran:?}"
+        );
+    }
 }

@@ -58,7 +58,7 @@ pub(super) fn create_vm(
     // Before vCPUs, which take their shape from them: KVM refuses most of
     // these once a vCPU is there. Before the irqchip: quirks change how it is
     // made.
-    enable_caps(calls, fd, &vm.caps)?;
+    enable_caps(calls, fd, &vm.caps, &mut files.fidelity)?;
 
     // Before vCPUs (KVM_SET_IDENTITY_MAP_ADDR is refused afterwards). Intel's
     // real mode needs both; KVM's own slots for them are not in `memslots`.
@@ -162,22 +162,21 @@ fn request_amx(calls: &mut Calls) -> Result<(), KvmError> {
         .map_err(|errno| calls.failed("arch_prctl(ARCH_REQ_XCOMP_GUEST_PERM, AMX)", errno))
 }
 
-fn enable_caps(calls: &mut Calls, fd: i32, caps: &VmCaps) -> Result<(), KvmError> {
+fn enable_caps(
+    calls: &mut Calls,
+    fd: i32,
+    caps: &VmCaps,
+    notes: &mut Vec<Fidelity>,
+) -> Result<(), KvmError> {
     let flag = u64::from;
     // Only what differs from a new VM's state is asked for: a host that lacks
     // a capability which the guest never had is no worse for it.
-    let table: [(&str, u32, [u64; 2], bool); 15] = [
+    let table: [(&str, u32, [u64; 2], bool); 13] = [
         (
             "DISABLE_QUIRKS2",
             kvm::KVM_CAP_DISABLE_QUIRKS2,
             [caps.disabled_quirks, 0],
             caps.disabled_quirks != 0,
-        ),
-        (
-            "MAX_VCPU_ID",
-            kvm::KVM_CAP_MAX_VCPU_ID,
-            [u64::from(caps.max_vcpu_ids), 0],
-            caps.max_vcpu_ids != 0,
         ),
         (
             "X2APIC_API",
@@ -247,12 +246,6 @@ fn enable_caps(calls: &mut Calls, fd: i32, caps: &VmCaps) -> Result<(), KvmError
             caps.dirty_ring_size != 0,
         ),
         (
-            "HALT_POLL",
-            kvm::KVM_CAP_HALT_POLL,
-            [u64::from(caps.max_halt_poll_ns.unwrap_or(0)), 0],
-            caps.max_halt_poll_ns.is_some(),
-        ),
-        (
             "MSR_PLATFORM_INFO",
             kvm::KVM_CAP_MSR_PLATFORM_INFO,
             // On is the default of a new VM, so off is what is asked for.
@@ -278,6 +271,23 @@ fn enable_caps(calls: &mut Calls, fd: i32, caps: &VmCaps) -> Result<(), KvmError
     // After X86_USER_SPACE_MSR, which says what becomes of what it filters.
     if let Some(filter) = &caps.msr_filter {
         super::msr_filter::set(calls, fd, filter)?;
+    }
+    // These save memory or time and change nothing that a guest or a VMM sees:
+    // an older kernel may do without.
+    for (name, cap, value) in [
+        (
+            "MAX_VCPU_ID",
+            kvm::KVM_CAP_MAX_VCPU_ID,
+            Some(caps.max_vcpu_ids).filter(|&ids| ids != 0),
+        ),
+        ("HALT_POLL", kvm::KVM_CAP_HALT_POLL, caps.max_halt_poll_ns),
+    ] {
+        let Some(value) = value else { continue };
+        if let Err(error) = calls.enable(fd, name, cap, [u64::from(value), 0]) {
+            let what = format!("KVM_CAP_{name} = {value}");
+            let how = format!("this host's default is used instead: {error}");
+            notes.push(Fidelity::reconstructed(&calls.subject, what, how));
+        }
     }
     // Before vCPUs: the one with this id is made the bootstrap processor.
     if caps.bsp_vcpu_id != 0 {

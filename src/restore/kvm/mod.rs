@@ -150,6 +150,7 @@ fn finish_vm(
 
     // After the comparison, since a kick may raise an interrupt.
     kick::kick(calls, vm, eventfds)?;
+    notes.extend(shared_state::notes(&calls.subject, vm));
     for vcpu in revived {
         vcpu.run.unmap(calls)?;
     }

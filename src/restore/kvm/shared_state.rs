@@ -4,7 +4,7 @@
 use super::calls::Calls;
 use super::error::KvmError;
 use super::ioctls;
-use crate::dataset::{IoApic, Irqchip, Pit, Vm};
+use crate::dataset::{Fidelity, IoApic, Irqchip, Pit, Vm};
 use kvm_bindings as kvm;
 
 /// `struct kvm_irqchip`: u32 chip, u32 pad, 512 bytes.
@@ -94,4 +94,48 @@ pub(super) fn pit_state(pit: &Pit) -> kvm::kvm_pit_state2 {
         flags: pit.flags,
         ..Default::default()
     }
+}
+
+/// `KVM_MEM_LOG_DIRTY_PAGES`.
+const LOG_DIRTY_PAGES: u32 = 1;
+
+/// What KVM keeps of a VM but lets nobody set.
+pub(super) fn notes(subject: &str, vm: &Vm) -> Vec<Fidelity> {
+    let mut notes = Vec::new();
+    let mut rebuilt = |what: &str, how: &str| {
+        notes.push(Fidelity::reconstructed(subject, what, how));
+    };
+    if vm.pit.is_some() {
+        rebuilt(
+            "PIT",
+            "its channels count from the start of their period; ticks not delivered yet are lost",
+        );
+    }
+    if matches!(vm.irqchip, Irqchip::Kernel { .. }) {
+        rebuilt(
+            "interrupt lines of the PICs and the IOAPIC",
+            "pending interrupts are raised again; who holds a line up is known again when the \
+             VMM next changes it",
+        );
+    }
+    if !vm.irqfds.is_empty() || !vm.ioeventfds.is_empty() {
+        rebuilt(
+            "interrupts and notifications that were on their way",
+            "each irqfd and ioeventfd got one signal, which drivers and devices take for \
+             nothing new where there is nothing",
+        );
+    }
+    if vm
+        .memslots
+        .iter()
+        .any(|slot| slot.flags & LOG_DIRTY_PAGES != 0)
+        || vm.caps.dirty_ring_size != 0
+    {
+        notes.push(Fidelity::lost(
+            subject,
+            "log of dirty pages",
+            "no call can set it; a live migration that was running must be started again",
+        ));
+    }
+    notes
 }
