@@ -212,12 +212,8 @@ fn vcpu_places(shown: &str) -> String {
         .into_iter()
         .flatten()
         .map(|vcpu| {
-            let mut place = match vcpu.get("activity") {
-                Some(Value::String(name)) => name.clone(),
-                // {"guest_mode": {"cpu": 1}}
-                Some(Value::Object(map)) => map.keys().cloned().collect::<Vec<_>>().join("+"),
-                _ => "?".into(),
-            };
+            let at = vcpu.pointer("/activity/at").and_then(Value::as_str);
+            let mut place = at.unwrap_or("?").replace('_', " ");
             if vcpu
                 .get("exit_in_flight")
                 .is_some_and(|exit| !exit.is_null())
