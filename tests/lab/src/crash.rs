@@ -161,8 +161,16 @@ pub fn dump(lab: &Path, images: &Images, scenario: &Scenario) -> Result<CachedDu
                     work.join("record.json"),
                     serde_json::to_string_pretty(&record)?,
                 )?;
-                std::fs::rename(&work, &home)
-                    .with_context(|| format!("{} is there already", home.display()))?;
+                match std::fs::rename(&work, &home) {
+                    Ok(()) => {}
+                    // Another run of the lab was faster.
+                    Err(_) if home.join("record.json").exists() => {
+                        std::fs::remove_dir_all(&work)?;
+                    }
+                    Err(error) => {
+                        return Err(error).with_context(|| home.display().to_string());
+                    }
+                }
                 return CachedDump::open(&home);
             }
             Err(Failure::AfterCrash(error)) => {
