@@ -130,6 +130,7 @@ pub enum Failure {
 pub fn dump_dir(lab: &Path, images: &Images, scenario: &Scenario) -> PathBuf {
     let mut hasher = DefaultHasher::new();
     images.key.hash(&mut hasher);
+    scenario.hardware.kernel_options().hash(&mut hasher);
     serde_json::to_string(scenario)
         .unwrap_or_default()
         .hash(&mut hasher);
