@@ -77,15 +77,17 @@ fn system_calls(source: &Source<'_, '_>, list: &mut List) -> Result<(), GuestErr
     ] {
         list.set(index, save.u(field)?);
     }
-    // AMD's SYSENTER keeps 32 bits; of a guest that believes in Intel, KVM keeps the other half.
+    // AMD's SYSENTER uses 32 bits, and KVM gives and takes no more; the guest, which writes the
+    // registers without an exit, may have left others in the VMCB. Of a guest that believes in
+    // Intel, KVM keeps the other half.
     let vcpu = &source.svm.vcpu;
     for (index, field, upper) in [
         (0x175, "sysenter_esp", "sysenter_esp_hi"),
         (0x176, "sysenter_eip", "sysenter_eip_hi"),
     ] {
-        let mut value = save.u(field)?;
+        let mut value = save.u(field)? & 0xffff_ffff;
         if source.cpuid.is_intel() && vcpu.has(upper) {
-            value = value & 0xffff_ffff | vcpu.u(upper)? << 32;
+            value |= vcpu.u(upper)? << 32;
         }
         list.set(index, value);
     }

@@ -275,7 +275,15 @@ impl Reader<'_, '_> {
         let area = fpstate.get("regs")?.read_bytes(size)?;
         let default = XsaveLayout::default();
         let layout = self.layout.unwrap_or(&default);
-        let mut standard = layout.to_standard(&area, fpstate.u("user_xfeatures")?);
+        // Components that the guest cannot turn on hold the host's initial
+        // state, and KVM_SET_XSAVE refuses them. Seen with MPX, which SVM never
+        // gives to a guest, and whose BNDCSR bit TCG sets in every area.
+        const LEGACY: u64 = 3;
+        let mut features = fpstate.u("user_xfeatures")?;
+        if arch.has("guest_supported_xcr0") {
+            features &= arch.u("guest_supported_xcr0")? | LEGACY;
+        }
+        let mut standard = layout.to_standard(&area, features);
         let pkru = u32::try_from(u_or_0(arch, "pkru")?).unwrap_or_default();
         if pkru != 0 {
             layout.set_pkru(&mut standard, pkru);
