@@ -1,4 +1,8 @@
 //! Stops a small guest, makes it anew through `restore::kvm`, and lets it go on.
+//!
+//! It runs on any /dev/kvm: one that uses the CPU's virtualization, or one that
+//! interprets such guests (PVM), where the exits' completions are others.
+//! `scripts/tiny-guest-in-lab` runs it on nested SVM wherever one is.
 
 mod injected;
 mod machine;

@@ -3,14 +3,10 @@
 use super::KvmFiles;
 use super::calls::Calls;
 use super::error::KvmError;
-use super::ioctls;
-use crate::dataset::{
-    CpuidEntry, Fidelity, IrqRoute, IrqRouteTarget, Irqchip, ObjectId, Vcpu, Vm, VmCaps,
-};
+use super::{caps, ioctls, wiring};
+use crate::dataset::{CpuidEntry, Irqchip, ObjectId, Vcpu, Vm};
 use crate::restore::Syscalls;
-use crate::sys::kvm_args::{bytes_of, bytes_of_mut};
 use kvm_bindings as kvm;
-use std::collections::BTreeMap;
 
 /// Opens /dev/kvm there.
 pub(super) fn open_system(sys: &mut dyn Syscalls) -> Result<i32, KvmError> {
@@ -58,7 +54,7 @@ pub(super) fn create_vm(
     // Before vCPUs, which take their shape from them: KVM refuses most of
     // these once a vCPU is there. Before the irqchip: quirks change how it is
     // made.
-    enable_caps(calls, fd, &vm.caps, &mut files.fidelity)?;
+    caps::enable(calls, fd, &vm.caps, &mut files.fidelity)?;
 
     // Before vCPUs (KVM_SET_IDENTITY_MAP_ADDR is refused afterwards). Intel's
     // real mode needs both; KVM's own slots for them are not in `memslots`.
@@ -123,12 +119,8 @@ pub(super) fn create_vm(
         create_vcpu(calls, vm, vcpu, fd, files)?;
     }
 
-    // Routing before irqfds, which look their route up when they are made.
-    if !vm.routes.is_empty() {
-        calls.set_bytes(fd, ioctls::SET_GSI_ROUTING, &encode_routes(&vm.routes))?;
-    }
-    wire_irqfds(calls, vm, fd, eventfds, files)?;
-    wire_ioeventfds(calls, vm, fd, eventfds, files)?;
+    // After the irqchip and the vCPUs, to which interrupts go.
+    wiring::wire(calls, vm, fd, eventfds, files)?;
     for zone in &vm.coalesced_zones {
         let mut bytes = [0; 16];
         bytes[..8].copy_from_slice(&zone.address.to_le_bytes());
@@ -160,140 +152,6 @@ fn request_amx(calls: &mut Calls) -> Result<(), KvmError> {
         .syscall(libc::SYS_arch_prctl, args)
         .map(|_| ())
         .map_err(|errno| calls.failed("arch_prctl(ARCH_REQ_XCOMP_GUEST_PERM, AMX)", errno))
-}
-
-fn enable_caps(
-    calls: &mut Calls,
-    fd: i32,
-    caps: &VmCaps,
-    notes: &mut Vec<Fidelity>,
-) -> Result<(), KvmError> {
-    let flag = u64::from;
-    // Only what differs from a new VM's state is asked for: a host that lacks
-    // a capability which the guest never had is no worse for it.
-    let table: [(&str, u32, [u64; 2], bool); 13] = [
-        (
-            "DISABLE_QUIRKS2",
-            kvm::KVM_CAP_DISABLE_QUIRKS2,
-            [caps.disabled_quirks, 0],
-            caps.disabled_quirks != 0,
-        ),
-        (
-            "X2APIC_API",
-            kvm::KVM_CAP_X2APIC_API,
-            [caps.x2apic_api, 0],
-            caps.x2apic_api != 0,
-        ),
-        (
-            "X86_DISABLE_EXITS",
-            kvm::KVM_CAP_X86_DISABLE_EXITS,
-            [caps.disabled_exits, 0],
-            caps.disabled_exits != 0,
-        ),
-        (
-            "X86_USER_SPACE_MSR",
-            kvm::KVM_CAP_X86_USER_SPACE_MSR,
-            [caps.user_space_msr_mask, 0],
-            caps.user_space_msr_mask != 0,
-        ),
-        (
-            "EXCEPTION_PAYLOAD",
-            kvm::KVM_CAP_EXCEPTION_PAYLOAD,
-            [flag(caps.exception_payload), 0],
-            caps.exception_payload,
-        ),
-        (
-            "X86_TRIPLE_FAULT_EVENT",
-            kvm::KVM_CAP_X86_TRIPLE_FAULT_EVENT,
-            [flag(caps.triple_fault_event), 0],
-            caps.triple_fault_event,
-        ),
-        (
-            "X86_BUS_LOCK_EXIT",
-            kvm::KVM_CAP_X86_BUS_LOCK_EXIT,
-            // KVM_BUS_LOCK_DETECTION_EXIT; off (the default) is 1.
-            [2, 0],
-            caps.bus_lock_exit,
-        ),
-        (
-            "X86_NOTIFY_VMEXIT",
-            kvm::KVM_CAP_X86_NOTIFY_VMEXIT,
-            [caps.notify_vmexit, 0],
-            caps.notify_vmexit != 0,
-        ),
-        (
-            "EXIT_HYPERCALL",
-            kvm::KVM_CAP_EXIT_HYPERCALL,
-            [caps.exit_hypercall, 0],
-            caps.exit_hypercall != 0,
-        ),
-        (
-            "EXIT_ON_EMULATION_FAILURE",
-            kvm::KVM_CAP_EXIT_ON_EMULATION_FAILURE,
-            [1, 0],
-            caps.exit_on_emulation_failure,
-        ),
-        (
-            "MANUAL_DIRTY_LOG_PROTECT2",
-            kvm::KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2,
-            [caps.manual_dirty_log_protect, 0],
-            caps.manual_dirty_log_protect != 0,
-        ),
-        (
-            "DIRTY_LOG_RING",
-            kvm::KVM_CAP_DIRTY_LOG_RING,
-            [u64::from(caps.dirty_ring_size), 0],
-            caps.dirty_ring_size != 0,
-        ),
-        (
-            "MSR_PLATFORM_INFO",
-            kvm::KVM_CAP_MSR_PLATFORM_INFO,
-            // On is the default of a new VM, so off is what is asked for.
-            [0, 0],
-            !caps.guest_can_read_msr_platform_info,
-        ),
-    ];
-    for (name, cap, args, wanted) in table {
-        if wanted {
-            calls.enable(fd, name, cap, args)?;
-        }
-    }
-    // Before vCPUs. Not there where the host has no PMU for guests at all.
-    let pmu = u64::from(kvm::KVM_PMU_CAP_DISABLE);
-    if caps.disable_pmu && calls.extension(fd, kvm::KVM_CAP_PMU_CAPABILITY) & pmu != 0 {
-        calls.enable(fd, "PMU_CAPABILITY", kvm::KVM_CAP_PMU_CAPABILITY, [pmu, 0])?;
-    }
-    // Before vCPUs. It spares the host a workaround; the guest cannot tell.
-    let nx = kvm::KVM_CAP_VM_DISABLE_NX_HUGE_PAGES;
-    if caps.disable_nx_huge_pages && calls.extension(fd, nx) != 0 {
-        calls.enable(fd, "VM_DISABLE_NX_HUGE_PAGES", nx, [0, 0])?;
-    }
-    // After X86_USER_SPACE_MSR, which says what becomes of what it filters.
-    if let Some(filter) = &caps.msr_filter {
-        super::msr_filter::set(calls, fd, filter)?;
-    }
-    // These save memory or time and change nothing that a guest or a VMM sees:
-    // an older kernel may do without.
-    for (name, cap, value) in [
-        (
-            "MAX_VCPU_ID",
-            kvm::KVM_CAP_MAX_VCPU_ID,
-            Some(caps.max_vcpu_ids).filter(|&ids| ids != 0),
-        ),
-        ("HALT_POLL", kvm::KVM_CAP_HALT_POLL, caps.max_halt_poll_ns),
-    ] {
-        let Some(value) = value else { continue };
-        if let Err(error) = calls.enable(fd, name, cap, [u64::from(value), 0]) {
-            let what = format!("KVM_CAP_{name} = {value}");
-            let how = format!("this host's default is used instead: {error}");
-            notes.push(Fidelity::reconstructed(&calls.subject, what, how));
-        }
-    }
-    // Before vCPUs: the one with this id is made the bootstrap processor.
-    if caps.bsp_vcpu_id != 0 {
-        calls.value(fd, ioctls::SET_BOOT_CPU_ID, u64::from(caps.bsp_vcpu_id))?;
-    }
-    Ok(())
 }
 
 fn create_vcpu(
@@ -347,35 +205,6 @@ fn encode_cpuid(entries: &[CpuidEntry]) -> Vec<u8> {
     bytes
 }
 
-/// `struct kvm_irq_routing`.
-fn encode_routes(routes: &[IrqRoute]) -> Vec<u8> {
-    let mut bytes = header(routes.len());
-    for route in routes {
-        let (kind, flags, content) = match route.target {
-            IrqRouteTarget::Irqchip { chip, pin } => {
-                (kvm::KVM_IRQ_ROUTING_IRQCHIP, 0, [chip, pin, 0, 0])
-            }
-            IrqRouteTarget::Msi {
-                address,
-                data,
-                devid,
-                flags,
-            } => {
-                let [low, high] = [address & 0xffff_ffff, address >> 32].map(|half| half as u32);
-                (kvm::KVM_IRQ_ROUTING_MSI, flags, [low, high, data, devid])
-            }
-            IrqRouteTarget::HypervSint { vcpu, sint } => {
-                (kvm::KVM_IRQ_ROUTING_HV_SINT, 0, [vcpu, sint, 0, 0])
-            }
-        };
-        let mut words = [0; 12];
-        words[..4].copy_from_slice(&[route.gsi, kind, flags, 0]);
-        words[4..8].copy_from_slice(&content);
-        bytes.extend(words.iter().flat_map(|w: &u32| w.to_le_bytes()));
-    }
-    bytes
-}
-
 /// `u32 count, u32 flags or padding`.
 pub(super) fn header(count: usize) -> Vec<u8> {
     let mut bytes = u32::try_from(count)
@@ -384,131 +213,4 @@ pub(super) fn header(count: usize) -> Vec<u8> {
         .to_vec();
     bytes.extend([0; 4]);
     bytes
-}
-
-/// Finds eventfds, and makes one where no restored process holds it.
-struct Eventfds<'a> {
-    known: &'a dyn Fn(ObjectId) -> Option<i32>,
-    made: BTreeMap<ObjectId, i32>,
-}
-
-impl Eventfds<'_> {
-    /// The descriptor, and whether it had to be made.
-    fn find(&mut self, calls: &mut Calls, context: ObjectId) -> Result<(i32, bool), KvmError> {
-        if let Some(fd) = (self.known)(context) {
-            return Ok((fd, false));
-        }
-        if let Some(&fd) = self.made.get(&context) {
-            return Ok((fd, true));
-        }
-        let flags = u64::from((libc::EFD_CLOEXEC | libc::EFD_NONBLOCK).cast_unsigned());
-        let fd = calls
-            .sys
-            .syscall(libc::SYS_eventfd2, [0, flags, 0, 0, 0, 0])
-            .map_err(|errno| calls.failed("eventfd2", errno))?;
-        let fd = calls.descriptor("eventfd2", fd)?;
-        self.made.insert(context, fd);
-        Ok((fd, true))
-    }
-}
-
-fn wire_irqfds(
-    calls: &mut Calls,
-    vm: &Vm,
-    fd: i32,
-    known: &dyn Fn(ObjectId) -> Option<i32>,
-    files: &mut KvmFiles,
-) -> Result<(), KvmError> {
-    let made = BTreeMap::new();
-    let mut eventfds = Eventfds { known, made };
-    for irqfd in &vm.irqfds {
-        let (event, made) = eventfds.find(calls, irqfd.eventfd)?;
-        let mut argument = kvm::kvm_irqfd {
-            fd: event.cast_unsigned(),
-            gsi: irqfd.gsi,
-            ..Default::default()
-        };
-        if let Some(resample) = irqfd.resample {
-            let (resample, _) = eventfds.find(calls, resample)?;
-            argument.flags = kvm::KVM_IRQFD_FLAG_RESAMPLE;
-            argument.resamplefd = resample.cast_unsigned();
-        }
-        if made {
-            // An irqfd goes when its eventfd is closed, so somebody holds it:
-            // a process outside the dataset (a vhost-user back end, say).
-            files.fidelity.push(Fidelity::lost(
-                &calls.subject,
-                format!(
-                    "eventfd {} of the irqfd on GSI {}",
-                    irqfd.eventfd, irqfd.gsi
-                ),
-                "no restored process holds it; interrupts from its other holder will not come",
-            ));
-        }
-        match calls.try_bytes(fd, ioctls::IRQFD, bytes_of_mut(&mut argument)) {
-            Ok(_) => {}
-            Err(errno) => {
-                let call = format!("KVM_IRQFD(gsi {}, eventfd {event})", irqfd.gsi);
-                return Err(calls.failed(call, errno));
-            }
-        }
-    }
-    files.temporary.extend(eventfds.made.values());
-    Ok(())
-}
-
-fn wire_ioeventfds(
-    calls: &mut Calls,
-    vm: &Vm,
-    fd: i32,
-    known: &dyn Fn(ObjectId) -> Option<i32>,
-    files: &mut KvmFiles,
-) -> Result<(), KvmError> {
-    let made = BTreeMap::new();
-    let mut eventfds = Eventfds { known, made };
-    for io in &vm.ioeventfds {
-        let (event, made) = eventfds.find(calls, io.eventfd)?;
-        let mut flags = 0;
-        if io.pio {
-            flags |= 1 << kvm::kvm_ioeventfd_flag_nr_pio;
-        }
-        if io.datamatch.is_some() {
-            flags |= 1 << kvm::kvm_ioeventfd_flag_nr_datamatch;
-        }
-        let argument = kvm::kvm_ioeventfd {
-            datamatch: io.datamatch.unwrap_or(0),
-            addr: io.address,
-            len: io.len,
-            fd: event,
-            flags,
-            ..Default::default()
-        };
-        let mut bytes = bytes_of(&argument).to_vec();
-        if let Err(errno) = calls.try_bytes(fd, ioctls::IOEVENTFD, &mut bytes) {
-            let call = format!("KVM_IOEVENTFD({:#x}, {} bytes)", io.address, io.len);
-            return Err(calls.failed(call, errno));
-        }
-        if made {
-            // KVM keeps an ioeventfd whose descriptors are all closed: the
-            // guest's writes are swallowed, as they were before.
-            files.fidelity.push(Fidelity::reconstructed(
-                &calls.subject,
-                format!(
-                    "eventfd {} of the ioeventfd at {:#x}",
-                    io.eventfd, io.address
-                ),
-                "no restored process holds it; made anew, so that the guest's writes go nowhere \
-                 without an exit",
-            ));
-        }
-    }
-    // KVM holds them; with their descriptors closed they are as they were.
-    for fd in eventfds.made.into_values() {
-        let fd = u64::from(fd.cast_unsigned());
-        calls
-            .sys
-            .syscall(libc::SYS_close, [fd, 0, 0, 0, 0, 0])
-            .map_err(|errno| calls.failed("close of a temporary eventfd", errno))?;
-    }
-    Ok(())
 }

@@ -16,6 +16,8 @@
 //! host can do it at all.
 
 mod calls;
+mod caps;
+mod cpu_features;
 mod create;
 mod error;
 mod ioctls;
@@ -29,6 +31,7 @@ mod tsc_rate;
 mod vcpu_args;
 mod vcpu_state;
 mod verify;
+mod wiring;
 
 pub use error::{KvmError, Problem};
 pub use preflight::preflight;
