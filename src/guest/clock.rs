@@ -191,7 +191,7 @@ impl PvClock {
         } else {
             u128::from(passed) << distance
         };
-        let ns = (shifted * u128::from(self.mul)) >> 32;
+        let ns = shifted.saturating_mul(u128::from(self.mul)) >> 32;
         self.system_time
             .saturating_add(u64::try_from(ns).unwrap_or(u64::MAX))
     }
@@ -209,11 +209,7 @@ struct Timekeeper {
 
 impl Timekeeper {
     fn of(kernel: &Kernel) -> Result<Timekeeper, GuestError> {
-        let core = kernel.symbol("tk_core")?;
-        // Its type has had a name since v6.13; before, a seqcount stood in front, of 4 bytes and
-        // padding.
-        let offset = kernel.offset_of("tk_data", "timekeeper").unwrap_or(8);
-        let tk = kernel.object("timekeeper", core.wrapping_add(offset))?;
+        let tk = crate::task::timekeeper(kernel)?;
         let base_ns = |path: &str| -> Result<u64, GuestError> {
             let base = tk.get(path)?;
             let shift: u32 = narrow(&base, "shift")?;

@@ -27,7 +27,7 @@ pub struct GuestSummary {
     pub name: Option<String>,
     /// UUID, from the VMM's command line where it says one.
     pub uuid: Option<String>,
-    /// vCPUs that were created.
+    /// vCPUs that were created; 0 when the VM could not be read.
     pub vcpus: u32,
     /// Memory that the guest takes for RAM. Bytes.
     pub memory_bytes: u64,
@@ -83,7 +83,13 @@ pub fn guests(kernel: &Kernel) -> Result<Vec<GuestSummary>, GuestError> {
         if found_by != FoundBy::Both {
             tracing::warn!("VM {vm:#x} was found by {found_by:?} alone");
         }
-        guests.push(summary(kernel, vm, by_descriptor.get(&vm), found_by)?);
+        let holders = by_descriptor.get(&vm);
+        guests.push(
+            summary(kernel, vm, holders, found_by).unwrap_or_else(|error| {
+                tracing::warn!("VM {vm:#x} cannot be read: {error}");
+                unreadable(vm, found_by)
+            }),
+        );
     }
     guests.sort_by_key(|g| (g.pid, g.vm));
     Ok(guests)
@@ -199,6 +205,21 @@ pub(super) fn owner(
         comm: task.get("comm")?.string()?,
         arguments,
     }))
+}
+
+/// A VM of which no more is known than that it was there.
+fn unreadable(vm: u64, found_by: FoundBy) -> GuestSummary {
+    GuestSummary {
+        vm,
+        pid: 0,
+        vmm: String::new(),
+        name: None,
+        uuid: None,
+        vcpus: 0,
+        memory_bytes: 0,
+        vendor: String::new(),
+        found_by,
+    }
 }
 
 fn summary(

@@ -16,6 +16,7 @@ mod exit_report;
 mod exit_window;
 mod field;
 mod find;
+mod hyperv;
 mod irqchip;
 mod lapic;
 mod memslot;

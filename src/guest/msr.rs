@@ -128,9 +128,7 @@ fn processor(source: &Source<'_, '_>, list: &mut List) -> Result<(), GuestError>
     if cpuid.has(0x8000_0001, 0, Reg::Edx, 27) || cpuid.has(7, 0, Reg::Ecx, 22) {
         list.set(0xc000_0103, u_or_0(svm, "tsc_aux")?);
     }
-    if flag_or_false(svm, "lbrv_enabled")? {
-        list.set_unless_0(0x1d9, source.svm.current.u("save.dbgctl")?);
-    }
+    list.set_unless_0(0x1d9, source.svm.current.u("save.dbgctl")?);
     list.set_unless_0(0xc001_0015, u_or_0(arch, "msr_hwcr")?);
     list.set_unless_0(0xc001_1029, u_or_0(svm, "msr_decfg")?);
     if cpuid.has(0x8000_0001, 0, Reg::Ecx, 9) {

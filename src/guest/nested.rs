@@ -3,7 +3,7 @@
 use super::GuestError;
 use super::cpuid::Cpuid;
 use super::events::HFlags;
-use super::field::{flag, flag_or_false, u_or_0};
+use super::field::{flag, flag_or_false};
 use super::vmcb::Svm;
 use crate::dataset::Blob;
 use crate::kernel::Object;
@@ -31,13 +31,16 @@ pub(super) fn state(
     }
     let nested = vcpu.get("nested")?;
     let mut flags = 0;
-    if global_interrupt_flag(svm)? {
+    if global_interrupt_flag(svm, hflags)? {
         flags |= GIF_SET;
     }
     let mut buffer = vec![0; HEADER];
     if hflags.nested_guest {
         flags |= GUEST_MODE;
-        if flag(&nested, "nested_run_pending")? {
+        // In v7.2 it is in `kvm_vcpu_arch`.
+        if flag_or_false(&nested, "nested_run_pending")?
+            || flag_or_false(vcpu, "vcpu.arch.nested_run_pending")?
+        {
             flags |= RUN_PENDING;
         }
         buffer[8..16].copy_from_slice(&nested.u("vmcb12_gpa")?.to_le_bytes());
@@ -51,13 +54,19 @@ pub(super) fn state(
 }
 
 /// `gif_set`.
-fn global_interrupt_flag(svm: &Svm<'_>) -> Result<bool, GuestError> {
+fn global_interrupt_flag(svm: &Svm<'_>, hflags: HFlags) -> Result<bool, GuestError> {
     const V_GIF: u64 = 1 << 9;
+    const V_GIF_ENABLE: u64 = 1 << 25;
     const HF_GIF: u64 = 1;
     let vcpu = &svm.vcpu;
-    if flag_or_false(vcpu, "vgif_enabled")? {
-        return Ok(svm.own.u("control.int_ctl")? & V_GIF != 0);
+    if svm.virtual_gif {
+        // The CPU keeps it, for the guest itself unless the guest keeps one for its own guest.
+        let kept_for_own = hflags.nested_guest && vcpu.u("nested.ctl.int_ctl")? & V_GIF_ENABLE == 0;
+        let vmcb = if kept_for_own { &svm.current } else { &svm.own };
+        return Ok(vmcb.u("control.int_ctl")? & V_GIF != 0);
     }
+    // Since c760e86f27fe ("KVM: x86: Move HF_GIF_MASK into "struct vcpu_svm" as "guest_gif"") (in
+    // v6.3).
     if vcpu.has("guest_gif") {
         return flag(vcpu, "guest_gif");
     }
@@ -70,46 +79,46 @@ fn vmcb12(svm: &Svm<'_>, nested: &Object<'_>) -> Result<Vec<u8>, GuestError> {
     let mut vmcb = vec![0; VMCB];
     let cached = nested.get("ctl")?;
     let control = svm.current.get("control")?;
-    for (field, len) in [
-        ("pause_filter_thresh", 2),
-        ("pause_filter_count", 2),
-        ("iopm_base_pa", 8),
-        ("msrpm_base_pa", 8),
-        ("tsc_offset", 8),
-        ("asid", 4),
-        ("tlb_ctl", 1),
-        ("int_ctl", 4),
-        ("int_vector", 4),
-        ("int_state", 4),
-        ("exit_code", 4),
-        ("exit_code_hi", 4),
-        ("exit_info_1", 8),
-        ("exit_info_2", 8),
-        ("exit_int_info", 4),
-        ("exit_int_info_err", 4),
-        ("nested_ctl", 8),
-        ("event_inj", 4),
-        ("event_inj_err", 4),
-        ("next_rip", 8),
-        ("nested_cr3", 8),
-        ("virt_ext", 8),
+    for field in [
+        "pause_filter_thresh",
+        "pause_filter_count",
+        "iopm_base_pa",
+        "msrpm_base_pa",
+        "tsc_offset",
+        "asid",
+        "tlb_ctl",
+        "int_ctl",
+        "int_vector",
+        "int_state",
+        // One word of 64 bits in v7.2, two of 32 before.
+        "exit_code",
+        "exit_code_hi",
+        "exit_info_1",
+        "exit_info_2",
+        "exit_int_info",
+        "exit_int_info_err",
+        "event_inj",
+        "event_inj_err",
+        "next_rip",
+        "nested_cr3",
+        // Renamed to the second two.
+        "nested_ctl",
+        "virt_ext",
+        "misc_ctl",
+        "misc_ctl2",
     ] {
-        if !control.has(field) {
+        if !control.has(field) || !cached.has(field) {
             continue;
         }
-        let at = offset(&control, field)?;
-        let value = u_or_0(&cached, field)?.to_le_bytes();
-        put(&mut vmcb, at, &value[..len]);
+        let place = control.get(field)?;
+        let at = usize::try_from(place.addr().wrapping_sub(control.addr())).unwrap_or(usize::MAX);
+        let len = usize::try_from(place.size()).unwrap_or(8).min(8);
+        put(&mut vmcb, at, &cached.u(field)?.to_le_bytes()[..len]);
     }
-    let intercepts = cached.get("intercepts")?.bytes()?;
-    put(&mut vmcb, offset(&control, "intercepts")?, &intercepts);
+    // They stand first.
+    put(&mut vmcb, 0, &cached.get("intercepts")?.bytes()?);
     put(&mut vmcb, VMCB_SAVE, &svm.own.get("save")?.bytes()?);
     Ok(vmcb)
-}
-
-fn offset(obj: &Object<'_>, field: &str) -> Result<usize, GuestError> {
-    let at = obj.get(field)?.addr().wrapping_sub(obj.addr());
-    Ok(usize::try_from(at).unwrap_or(usize::MAX))
 }
 
 fn put(vmcb: &mut [u8], at: usize, bytes: &[u8]) {

@@ -57,7 +57,7 @@ impl<'k> VcpuThread<'k> {
     /// The FPU state that the thread works on is this one, so it is within KVM_RUN. KVM swaps the
     /// guest's in when KVM_RUN begins, and out when it ends.
     pub fn works_on(&self, fpstate: u64) -> Result<bool, GuestError> {
-        Ok(self.task.ptr("thread.fpu.fpstate")? == fpstate)
+        Ok(crate::task::fpu(&self.task)?.ptr("fpstate")? == fpstate)
     }
 
     /// It is between `vcpu_load` and `vcpu_put` of this `struct kvm_vcpu`.

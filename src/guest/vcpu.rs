@@ -10,7 +10,7 @@ use super::msr;
 use super::thread::VcpuThread;
 use super::user_memory::UserMemory;
 use super::vmcb::Svm;
-use super::{GuestError, exit_report, nested};
+use super::{GuestError, exit_report, hyperv, nested};
 use crate::dataset::{
     Blob, DebugRegs, ExitInFlight, Fidelity, ObjectId, SystemRegs, Vcpu, VcpuActivity, VcpuRegs,
 };
@@ -99,6 +99,13 @@ impl Reader<'_, '_> {
                 why: "its registers are encrypted, and the keys died with the machine".into(),
             });
         }
+        if vcpu.u("async_pf.queued")? != 0 {
+            fidelity.push(Fidelity::reconstructed(
+                subject,
+                "pages that the guest was told to wait for",
+                "it is woken for all of them, and asks again for what is not there",
+            ));
+        }
         if found.window == Window::Inside {
             fidelity.push(Fidelity::lost(
                 subject,
@@ -144,7 +151,7 @@ impl Reader<'_, '_> {
                 debug: &mut debug,
             },
         )?;
-        let msrs = msr::msrs(
+        let mut msrs = msr::msrs(
             &msr::Source {
                 vm: self.vm,
                 arch,
@@ -156,6 +163,9 @@ impl Reader<'_, '_> {
             },
             fidelity,
         )?;
+        // After the TSC, from which the guest's clocks there count.
+        let first = vcpu.u("vcpu_idx")? == 0;
+        msrs.extend(hyperv::msrs(self.vm, arch, first)?);
         let (xsave, fpu_stale) = self.fpu(arch, found, subject, fidelity)?;
         Ok(Vcpu {
             id: ObjectId(vcpu.addr()),

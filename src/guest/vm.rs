@@ -4,7 +4,7 @@ use super::clock::CrashClock;
 use super::field::{flag_or_false, kvm_object, narrow, svm_object, u_or_0};
 use super::user_memory::UserMemory;
 use super::vcpu::{Found, Reader};
-use super::{GuestError, caps, cmdline, eventfds, find, irqchip, memslot, routing};
+use super::{GuestError, caps, cmdline, eventfds, find, hyperv, irqchip, memslot, routing};
 use crate::dataset::{Fidelity, Host, ObjectId, VcpuActivity, Vm, VmClock};
 use crate::kernel::{Kernel, Object, XsaveLayout, containers};
 
@@ -58,7 +58,7 @@ pub(super) fn extract(
     let arch = kvm.get("arch")?;
     let memslots = memslot::memslots(kvm)?;
     dirty_logs(kvm, &memslots, subject, &mut fidelity)?;
-    hyperv(&arch, subject, &mut fidelity)?;
+    hyperv::losses(kvm, subject, &mut fidelity)?;
     let extracted = Vm {
         id: ObjectId(vm),
         pid: owner.map_or(0, |o| o.pid),
@@ -161,22 +161,6 @@ fn dirty_logs(
             "log of dirty pages",
             "KVM cannot be told which pages it had noted: a migration that was running must be \
              started again",
-        ));
-    }
-    Ok(())
-}
-
-/// Windows guests use KVM's Hyper-V interface, whose state is not read yet.
-fn hyperv(
-    arch: &Object<'_>,
-    subject: &str,
-    fidelity: &mut Vec<Fidelity>,
-) -> Result<(), GuestError> {
-    if u_or_0(arch, "hyperv.hv_guest_os_id")? != 0 {
-        fidelity.push(Fidelity::lost(
-            subject,
-            "Hyper-V interface",
-            "the guest uses it (Windows does), and its MSRs and timers are not read yet",
         ));
     }
     Ok(())

@@ -18,6 +18,8 @@ pub(super) struct Svm<'k> {
     pub own: Object<'k>,
     /// Nested paging: guests change CR3 without an exit.
     pub nested_paging: bool,
+    /// The CPU keeps the guest's global interrupt flag in the VMCB.
+    pub virtual_gif: bool,
     /// The CPU reports the next RIP of an intercepted instruction.
     pub next_rip_saved: bool,
 }
@@ -48,6 +50,7 @@ impl<'k> Svm<'k> {
         };
         Ok(Svm {
             nested_paging: parameter("npt_enabled", true)?,
+            virtual_gif: parameter("vgif", false)?,
             next_rip_saved: parameter("nrips", true)?,
             vcpu,
             current,

@@ -157,7 +157,7 @@ pub(super) fn read(kernel: &Kernel) -> Result<Clocks, KernelError> {
 }
 
 /// The core timekeeper.
-fn timekeeper(kernel: &Kernel) -> Result<Object<'_>, KernelError> {
+pub(crate) fn timekeeper(kernel: &Kernel) -> Result<Object<'_>, KernelError> {
     // An array of timekeepers, whose element 0 is the core one, since auxiliary
     // clocks came (in v6.17).
     let core = kernel

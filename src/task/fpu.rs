@@ -78,7 +78,7 @@ pub(super) fn read(
 }
 
 /// `struct fpu`.
-fn fpu<'k>(task: &Object<'k>) -> Result<Object<'k>, KernelError> {
+pub(crate) fn fpu<'k>(task: &Object<'k>) -> Result<Object<'k>, KernelError> {
     if task.has("thread.fpu.last_cpu") {
         return task.get("thread.fpu");
     }

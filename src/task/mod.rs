@@ -44,7 +44,9 @@ mod zeros;
 
 pub use access::{command_line, read_process_memory};
 pub use clock::host;
+pub(crate) use clock::timekeeper;
 pub use error::TaskError;
 pub use extract::{Extracted, extract};
+pub(crate) use fpu::fpu;
 pub use list::{ProcessSummary, processes};
 pub(crate) use registers::read as user_registers;
