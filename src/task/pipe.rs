@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use super::extract::Extraction;
 use super::path::Name;
-use crate::dataset::{Blob, FileKind, ObjectId, Pipe, PipeEnd};
+use crate::dataset::{Blob, FileKind, ObjectId, Pipe, PipeEnd, Process};
 use crate::kernel::{Kernel, KernelError, Object};
 
 /// Bytes in a page.
@@ -101,7 +101,8 @@ pub(super) fn close_sets(x: &mut Extraction<'_, '_>) {
             let entry = ends.entry(pipe).or_insert((0, false));
             entry.0 += 1;
             let held = held(kernel, file.id).unwrap_or(u64::MAX);
-            entry.1 |= held > x.references(file.id);
+            let borrowed = borrowed(&x.out.processes, file.id);
+            entry.1 |= held > x.references(file.id).saturating_add(borrowed);
         }
     }
     let mut open = Vec::new();
@@ -124,6 +125,29 @@ pub(super) fn close_sets(x: &mut Extraction<'_, '_>) {
             "processes that are not restored held an end of it too; what is restored sees them gone",
         );
     }
+}
+
+/// References that system calls under way hold beside the descriptors: each
+/// call on the file itself, and each poll, which may have it in its list.
+fn borrowed(processes: &[Process], file: ObjectId) -> u64 {
+    const POLLS: [&str; 4] = ["poll", "ppoll", "select", "pselect6"];
+    let mut calls = 0;
+    for process in processes {
+        let fds: Vec<u64> = process
+            .fds
+            .iter()
+            .filter(|fd| fd.file == file)
+            .map(|fd| u64::from(fd.fd.cast_unsigned()))
+            .collect();
+        if fds.is_empty() {
+            continue;
+        }
+        let in_flight = process.threads.iter().filter_map(|t| t.syscall.as_ref());
+        calls += in_flight
+            .filter(|call| fds.contains(&call.args[0]) || POLLS.contains(&call.name.as_str()))
+            .count() as u64;
+    }
+    calls
 }
 
 /// How many references a file has.
