@@ -56,10 +56,15 @@ impl Debian {
         }
     }
 
-    /// The file that a Debian host would have at `path`.
+    /// The file that a Debian host would have at `path`. With
+    /// `$VMRESTORE_LAB_UNPACK` set, from a package even if it is installed
+    /// here: how it is on a fresh machine.
     pub fn file(&self, path: &str) -> Result<PathBuf> {
         let here = Path::new(path);
-        let suits = here.exists() && (path != "/bin/busybox" || is_static(here));
+        let unpack = std::env::var_os("VMRESTORE_LAB_UNPACK").is_some()
+            && !path.contains("qemu")
+            && !path.starts_with("/usr/share");
+        let suits = here.exists() && !unpack && (path != "/bin/busybox" || is_static(here));
         if suits {
             return Ok(here.to_owned());
         }
