@@ -2,7 +2,7 @@
 
 use super::field::words;
 use super::{GuestError, field};
-use crate::kernel::{Kernel, Object};
+use crate::kernel::{Kernel, Object, containers};
 
 /// The thread that last called KVM_RUN.
 pub(super) struct VcpuThread<'k> {
@@ -45,13 +45,19 @@ impl<'k> VcpuThread<'k> {
         Ok(Some(VcpuThread { task, tid, on_cpu }))
     }
 
-    /// The FPU registers of its CPU were its own, and newer than what is in memory.
-    /// `TIF_NEED_FPU_LOAD`, clear while the registers are live, has been bit 14 of
-    /// `thread_info.flags` since 5f409e20b794 ("x86/fpu: Defer FPU state load until return to
-    /// userspace") (in v5.2).
+    /// The FPU registers of its CPU were its own, and newer than what is in memory:
+    /// `TIF_NEED_FPU_LOAD` is clear, since 5f409e20b794 ("x86/fpu: Defer FPU state load until
+    /// return to userspace") (in v5.2).
     pub fn fpu_is_live(&self) -> Result<bool, GuestError> {
-        const NEED_FPU_LOAD: u64 = 1 << 14;
-        Ok(self.on_cpu.is_some() && self.task.u("thread_info.flags")? & NEED_FPU_LOAD == 0)
+        if self.on_cpu.is_none() {
+            return Ok(false);
+        }
+        // Which bit that is, the process's other threads tell, which were switched away from.
+        let threads = self.task.follow("signal")?.get("thread_head")?;
+        let mut others = containers::list(&threads, "task_struct", "thread_node")?;
+        others.retain(|t| t.u("on_cpu").is_ok_and(|on| on == 0));
+        let need_load = crate::task::need_load_bit(others.iter());
+        Ok(self.task.u("thread_info.flags")? & need_load == 0)
     }
 
     /// The FPU state that the thread works on is this one, so it is within KVM_RUN. KVM swaps the

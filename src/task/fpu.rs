@@ -23,7 +23,7 @@ pub(super) struct FpuState {
 
 /// Which bit TIF_NEED_FPU_LOAD is in this kernel, from a user's thread that
 /// was not on a CPU: switching away from it set the bit.
-pub(super) fn need_load_bit<'k>(switched_out: impl Iterator<Item = &'k Object<'k>>) -> u64 {
+pub(crate) fn need_load_bit<'k>(switched_out: impl Iterator<Item = &'k Object<'k>>) -> u64 {
     let mut votes = [0usize; 2];
     for task in switched_out {
         let flags = task.u("thread_info.flags").unwrap_or(0);

@@ -47,6 +47,6 @@ pub use clock::host;
 pub(crate) use clock::timekeeper;
 pub use error::TaskError;
 pub use extract::{Extracted, extract};
-pub(crate) use fpu::fpu;
+pub(crate) use fpu::{fpu, need_load_bit};
 pub use list::{ProcessSummary, processes};
 pub(crate) use registers::read as user_registers;
