@@ -9,7 +9,8 @@ use super::path::Place;
 use super::swap::SwapReader;
 use super::{TaskError, file, inode, list, process};
 use crate::dataset::{
-    Fidelity, FileKind, Inode, InodeKind, ObjectId, OpenFile, PageRun, Pipe, Process, SharedMemory,
+    Fidelity, FileKind, Inode, InodeKind, ObjectId, OpenFile, PageContent, PageRun, Pipe, Process,
+    SharedMemory,
 };
 use crate::kernel::{Kernel, KernelError, Object};
 
@@ -296,6 +297,7 @@ impl<'k> Extraction<'_, 'k> {
             }
         }
         super::zeros::settle_shared(self);
+        self.note_compressed_swap();
         super::pipe::close_sets(self);
         super::socket::missing_peers(self);
         // Parents before children, in the order of the set.
@@ -316,6 +318,31 @@ impl<'k> Extraction<'_, 'k> {
         };
         self.out.processes.sort_by_key(|p| depth(p.pid));
         self.out.fidelity.dedup();
+    }
+
+    /// Swapped pages that zswap holds are on no device.
+    fn note_compressed_swap(&mut self) {
+        let compressed = self.swap.compressed_in_memory();
+        let swapped = |runs: &[PageRun]| {
+            runs.iter()
+                .any(|r| matches!(r.content, PageContent::Swap { .. }))
+        };
+        let any = self
+            .out
+            .processes
+            .iter()
+            .flat_map(|p| &p.mm.vmas)
+            .any(|v| swapped(&v.pages))
+            || self.out.shared_memory.iter().any(|m| swapped(&m.pages));
+        if any && compressed > 0 {
+            self.lost(
+                "host",
+                "swapped pages",
+                format!(
+                    "zswap held {compressed} swapped pages of the host in memory, compressed: what the swap device has in their slots is not theirs"
+                ),
+            );
+        }
     }
 
     /// Files that an epoll instance watches and no descriptor is left of.

@@ -48,10 +48,17 @@ pub(super) fn pages(
     wanted: Wanted,
     huge_order: u32,
 ) -> Result<Vec<CachedPages>, KernelError> {
+    // Values in other caches are shadows: what is left of pages that were
+    // evicted.
+    let holds_swap = frames
+        .kernel
+        .symbol_at(mapping.ptr("a_ops")?)
+        .is_some_and(|(name, _)| name.starts_with("shmem_aops"));
     let mut walk = Walk {
         frames,
         wanted,
         huge_order,
+        holds_swap,
         // Every page needs a slot, and every node holds at least one page; the
         // factor is for the tree's depth and for swapped pages, which nrpages
         // does not count.
@@ -78,6 +85,8 @@ struct Walk<'a, 'k> {
     frames: &'a Frames<'k>,
     wanted: Wanted,
     huge_order: u32,
+    /// Values are swap entries.
+    holds_swap: bool,
     nodes_left: u64,
     out: Vec<CachedPages>,
 }
@@ -132,10 +141,8 @@ impl Walk<'_, '_> {
 
     fn leaf(&mut self, entry: u64, index: u64, span: u64) -> Result<(), KernelError> {
         if entry & 1 != 0 {
-            // A value: shmem's swap entry, or the shadow of an evicted page of
-            // another file system, which nobody asks for.
             let value = entry >> 1;
-            if self.wanted == Wanted::All {
+            if self.wanted == Wanted::All && self.holds_swap {
                 self.out.push(CachedPages {
                     index,
                     count: span,

@@ -14,6 +14,7 @@ pub(super) struct Frames<'k> {
     head: u64,
     mapping: u64,
     index: u64,
+    private: u64,
     pg_dirty: u64,
     pg_writeback: u64,
     /// PFNs of the pages of zeros that anonymous memory shares, with their
@@ -59,6 +60,7 @@ impl<'k> Frames<'k> {
             head,
             mapping: kernel.offset_of(owner, "mapping")?,
             index: kernel.offset_of(owner, "index")?,
+            private: kernel.offset_of(owner, "private")?,
             pg_dirty: bit("PG_dirty", 4),
             pg_writeback: bit("PG_writeback", 15),
             zero,
@@ -86,6 +88,11 @@ impl<'k> Frames<'k> {
         self.read(head, self.index)
     }
 
+    /// A folio's private word: in the swap cache, the entry of its first page.
+    pub fn private_of(&self, head: u64) -> Result<u64, KernelError> {
+        self.read(head, self.private)
+    }
+
     /// Dirty, or being written: its disk may not have it.
     pub fn is_unwritten(&self, page: u64) -> Result<bool, KernelError> {
         let flags = self.read(self.head_of(page)?, self.flags)?;
@@ -93,7 +100,7 @@ impl<'k> Frames<'k> {
     }
 
     /// The first page of the folio that `page` is in.
-    fn head_of(&self, page: u64) -> Result<u64, KernelError> {
+    pub fn head_of(&self, page: u64) -> Result<u64, KernelError> {
         let word = self.read(page, self.head)?;
         if word & 1 == 0 {
             return Ok(page);
