@@ -9,7 +9,7 @@ use anyhow::Result;
 use serde_json::Value;
 
 use crate::crash::CachedDump;
-use crate::reboot::Luggage;
+use crate::reboot::{Luggage, Rebooted};
 use crate::scenario::{Death, MAIN_DUMP, Scenario};
 use crate::{Lab, Verdict};
 
@@ -152,11 +152,7 @@ fn restore_and_judge(
     for name in &names {
         answers.push(match name.as_str() {
             "process" => "-".to_owned(),
-            guest => match host.qmp(guest, &["query-status"]) {
-                Ok(output) if output.stdout.contains("\"running\"") => "running".into(),
-                Ok(output) => format!("{}{}", output.stdout.trim(), output.stderr.trim()),
-                Err(error) => format!("{error:#}"),
-            },
+            guest => speak(&mut host, guest).unwrap_or_else(|error| format!("{error:#}")),
         });
     }
     let aftermath = host.finish()?;
@@ -167,7 +163,7 @@ fn restore_and_judge(
         .map(|((name, vcpus), qmp)| {
             let verdict: Verdict = aftermath.verdict(name, options.lines);
             let restored_well = matches!(restored.code, 0 | 8);
-            let answered = name == "process" || qmp == "running";
+            let answered = name == "process" || qmp == ANSWERED;
             Row {
                 run,
                 name: name.clone(),
@@ -185,6 +181,33 @@ fn restore_and_judge(
         std::fs::remove_dir_all(dir)?;
     }
     Ok(rows)
+}
+
+/// What a restored VMM must do on its QMP socket.
+const ANSWERED: &str = "running, then off";
+
+/// Asks the guest's VMM whether it runs, then presses the guest's power button:
+/// the guest must say goodbye and its VMM end.
+fn speak(host: &mut Rebooted, guest: &str) -> Result<String> {
+    let status = host.qmp(guest, &["query-status"])?;
+    if !status.stdout.contains("\"running\": true") {
+        return Ok(format!("{}{}", status.stdout.trim(), status.stderr.trim()));
+    }
+    // In brackets, so that the search does not find its own command line.
+    let (first, rest) = guest.split_at(1);
+    let ended = host.run(
+        &format!(
+            "qmp /run/{guest}.qmp system_powerdown >/dev/null; \
+             for i in $(seq 120); do \
+               pgrep -f -- '-name [{first}]{rest} ' >/dev/null || exit 0; sleep 0.5; \
+             done; exit 1"
+        ),
+        Duration::from_secs(120),
+    )?;
+    Ok(match ended.code {
+        0 => ANSWERED.into(),
+        _ => "running, and the power button does nothing".into(),
+    })
 }
 
 impl Row {

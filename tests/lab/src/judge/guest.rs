@@ -22,6 +22,7 @@ struct Expect {
     live_sum: u64,
     milliseconds: u64,
     stale: String,
+    off: bool,
 }
 
 /// Judges a guest: `before` is what was seen of its serial line up to the
@@ -83,7 +84,10 @@ fn check(
     }
     match line.kind {
         "L" => {}
-        "OFF" => return Ok(()),
+        "OFF" => {
+            expect.off = true;
+            return Ok(());
+        }
         "BOOT" => return Err("booted again".into()),
         kind => return Err(format!("unknown line {kind:?}")),
     }
@@ -148,6 +152,7 @@ impl Expect {
             live_sum: 0,
             milliseconds: 0,
             stale: String::new(),
+            off: false,
         }
     }
 }
@@ -244,6 +249,17 @@ mod tests {
     fn noise_before_the_first_line_and_a_cut_last_line_are_good() {
         let text = format!("SeaBIOS\r\n{}L nonce=01", output(1..30).concat());
         assert!(guest(b"SeaBIOS\r\n", text.as_bytes(), None, 5).is_good());
+    }
+
+    #[test]
+    fn a_power_down_ends_it_and_a_new_boot_is_seen() {
+        let mut lines = output(1..40);
+        lines.push(seal(format!("OFF nonce={NONCE:016x}")));
+        lines.push("[   83.107074] reboot: Power down\r\n".into());
+        let verdict = judge(&lines, 10);
+        assert!(verdict.is_good(), "{verdict}");
+        lines.extend(output(1..3));
+        assert!(!judge(&lines, 10).is_good());
     }
 
     #[test]
