@@ -47,7 +47,7 @@ fn refused(path: &Path, word: &str) {
 fn files_that_are_no_dump_are_named_for_what_they_are() {
     refused(&file("empty", b""), "empty");
     refused(&file("text", b"dear diary\n"), "text");
-    refused(&file("arm", &arm_core()), "aarch64");
+    refused(&file("arm", &arm_core()), "AARCH64");
     refused(Path::new("/nonexistent/hostdump"), "/nonexistent/hostdump");
     refused(Path::new("/"), "directory");
 }

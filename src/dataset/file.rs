@@ -223,6 +223,10 @@ pub struct Inode {
     pub writable: bool,
     /// Dirty page-cache pages by byte offset: newer than the disk.
     pub dirty: Vec<PageRun>,
+    /// Clean page-cache pages by byte offset whose way to the disk a journal
+    /// had not committed: the disk has them, or something older.
+    #[serde(default)]
+    pub uncommitted: Vec<PageRun>,
 }
 
 /// What kind of inode.

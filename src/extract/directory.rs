@@ -125,10 +125,11 @@ fn write_files(
         )?;
     }
     for inode in &mut dataset.inodes {
-        memory.store(
-            &mut inode.dirty,
-            &format!("unwritten pages of {}", inode.path),
-        )?;
+        let whose = format!("unwritten pages of {}", inode.path);
+        memory.store(&mut inode.dirty, &whose)?;
+        // Pages that the dump left out are taken for what the disk has.
+        inode.uncommitted.retain(|run| !run.content.is_missing());
+        memory.store(&mut inode.uncommitted, &whose)?;
     }
     let total = memory.finish()?;
 

@@ -1,5 +1,5 @@
 //! Are the files still what they were at the crash? And: what the dead kernel
-//! had not written yet is written.
+//! had not written yet, or had not committed, is written.
 //!
 //! A file on the disk after a crash is *older* than the dead kernel's view of
 //! it, never newer: its times on the disk are at most those in the dead inode.
@@ -232,7 +232,11 @@ fn unchanged(inode: &Inode, now: &std::fs::Metadata) -> Result<(), DiskError> {
     }
     // Equal times and another size cannot be a write that was lost: without
     // dirty pages to explain it, the size must be the same.
-    if mtime(now) == inode.mtime_ns && inode.dirty.is_empty() && now.size() != inode.size {
+    if mtime(now) == inode.mtime_ns
+        && inode.dirty.is_empty()
+        && inode.uncommitted.is_empty()
+        && now.size() != inode.size
+    {
         return changed("its size", inode.size.to_string(), now.size().to_string());
     }
     Ok(())
@@ -243,6 +247,7 @@ fn enough_room(inode: &Inode, now: &std::fs::Metadata, file: &File) -> Result<()
     let dirty: u64 = inode
         .dirty
         .iter()
+        .chain(&inode.uncommitted)
         .map(|r| r.count.saturating_mul(PAGE))
         .sum();
     let allocated = now.blocks().saturating_mul(512);
@@ -263,6 +268,9 @@ fn enough_room(inode: &Inode, now: &std::fs::Metadata, file: &File) -> Result<()
     Ok(())
 }
 
+/// Pages that are read and written in one step.
+const BATCH: u64 = 256;
+
 fn write_back_one(
     inode: &Inode,
     pages: &dyn PageSource,
@@ -276,19 +284,24 @@ fn write_back_one(
         }
     };
     let file = OpenOptions::new()
+        .read(true)
         .write(true)
         .open(&inode.path)
         .map_err(io("open"))?;
-    let before = file.metadata().map_err(io("stat"))?;
-    if inode.dirty.is_empty() && before.size() == inode.size {
-        return Ok(0);
+    let stat = |file: &File| file.metadata().map_err(io("stat"));
+    let resized = stat(&file)?.size() != inode.size;
+    if resized {
+        file.set_len(inode.size).map_err(io("set the length of"))?;
     }
     let mut written = 0;
-    let mut buffer = vec![0; 256 * PAGE as usize];
-    for run in &inode.dirty {
+    let mut buffer = vec![0; (BATCH * PAGE) as usize];
+    let mut disk = Vec::new();
+    let kept = inode.uncommitted.iter().filter(|r| !r.content.is_missing());
+    let runs = inode.dirty.iter().map(|run| (run, false));
+    for (run, compare) in runs.chain(kept.map(|run| (run, true))) {
         let mut first = 0;
         while first < run.count {
-            let count = (run.count - first).min(256);
+            let count = (run.count - first).min(BATCH);
             let out = &mut buffer[..(count * PAGE) as usize];
             pages
                 .read_pages(run, first, count, out)
@@ -298,22 +311,27 @@ fn write_back_one(
                 })?;
             let at = run.start.saturating_add(first * PAGE);
             // The last page reaches beyond the end of the file; its tail is no data.
-            let len = inode.size.saturating_sub(at).min(count * PAGE);
-            file.write_all_at(&out[..len as usize], at)
-                .map_err(io("write to"))?;
-            written += len;
+            let len = inode.size.saturating_sub(at).min(count * PAGE) as usize;
             first += count;
+            if compare {
+                disk.resize(len, 0);
+                file.read_exact_at(&mut disk, at).map_err(io("read"))?;
+                if disk == out[..len] {
+                    continue;
+                }
+            }
+            file.write_all_at(&out[..len], at).map_err(io("write to"))?;
+            written += len as u64;
         }
     }
-    if file.metadata().map_err(io("stat"))?.size() != inode.size {
-        file.set_len(inode.size).map_err(io("set the length of"))?;
+    if written == 0 && !resized {
+        return Ok(0);
     }
     let then = UNIX_EPOCH + Duration::from_nanos(inode.mtime_ns.max(0).cast_unsigned());
     file.set_times(FileTimes::new().set_modified(then))
         .map_err(io("set the times of"))?;
     file.sync_all().map_err(io("sync"))?;
-    let after = file.metadata().map_err(io("stat"))?;
-    journal.record_written(inode.number, &inode.path, ctime(&after))?;
+    journal.record_written(inode.number, &inode.path, ctime(&stat(&file)?))?;
     Ok(written)
 }
 

@@ -63,6 +63,7 @@ fn scene(name: &str) -> Scene {
             count: 2,
             content: PageContent::Frame(77),
         }],
+        uncommitted: vec![],
     };
     let host = Host {
         release: String::new(),
@@ -168,4 +169,26 @@ fn a_file_that_is_gone_and_one_too_large_are_refused() {
     s.dataset.inodes[0].path.push_str(".gone");
     let wrong = check(&s.dataset, Some(&s.journal), false).expect_err("refused");
     assert!(matches!(wrong[0], DiskError::Missing { .. }));
+}
+
+#[test]
+fn a_clean_page_that_the_journal_took_back_is_written_again() {
+    let mut s = scene("uncommitted");
+    let run = |start| PageRun {
+        start,
+        count: 1,
+        content: PageContent::Frame(1),
+    };
+    // The disk has a page of `x` where the dead kernel had a page of zeros.
+    s.dataset.inodes[0].dirty.clear();
+    s.dataset.inodes[0].uncommitted = vec![run(0)];
+    s.dataset.inodes[0].size = 4096;
+    check(&s.dataset, Some(&s.journal), false).expect("fit");
+    let done = write_back(&s.dataset, &Numbered, &s.journal).expect("writes back");
+    assert_eq!(done.bytes, 4096);
+    let now = fs::read(&s.dataset.inodes[0].path).expect("reads");
+    assert!(now.iter().all(|b| *b == 0));
+    // Now the disk has it: nothing is written.
+    let again = write_back(&s.dataset, &Numbered, &s.journal).expect("writes back");
+    assert_eq!(again, WrittenBack::default());
 }

@@ -7,7 +7,7 @@ use super::page_cache::Wanted;
 use super::page_frame::Frames;
 use super::path::Place;
 use super::swap::SwapReader;
-use super::{TaskError, file, inode, list, process};
+use super::{TaskError, file, inode, list, process, uncommitted};
 use crate::dataset::{
     Fidelity, FileKind, Inode, InodeKind, ObjectId, OpenFile, PageContent, PageRun, Pipe, Process,
     SharedMemory,
@@ -166,6 +166,9 @@ impl<'k> Extraction<'_, 'k> {
                 self.out.inodes.len() - 1
             }
         };
+        if writable && self.out.inodes.get(slot).is_some_and(|i| !i.writable) {
+            self.uncommitted(slot, object);
+        }
         if let Some(inode) = self.out.inodes.get_mut(slot) {
             inode.writable |= writable;
         }
@@ -223,6 +226,27 @@ impl<'k> Extraction<'_, 'k> {
                 "unwritten pages",
                 format!("its page cache cannot be walked: {error}"),
             ),
+        }
+    }
+
+    /// Fills in the clean pages that a journal's replay may undo.
+    fn uncommitted(&mut self, slot: usize, object: &Object<'k>) {
+        let Some(inode) = self.out.inodes.get_mut(slot) else {
+            return;
+        };
+        if inode.kind != InodeKind::Regular || inode::lives_in_memory(&inode.fs_type) {
+            return;
+        }
+        match uncommitted::runs(self.frames, self.swap, object, inode.size) {
+            Ok(runs) => inode.uncommitted = runs,
+            Err(error) => {
+                let path = inode.path.clone();
+                self.lost(
+                    &path,
+                    "pages written right before the crash",
+                    format!("its page cache cannot be walked: {error}"),
+                );
+            }
         }
     }
 

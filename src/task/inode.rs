@@ -66,6 +66,7 @@ pub(super) fn identity(inode: &Object<'_>, path: String) -> Result<Inode, Kernel
         ctime_ns: time(inode, "ctime")?,
         writable: false,
         dirty: Vec::new(),
+        uncommitted: Vec::new(),
     })
 }
 

@@ -39,6 +39,7 @@ mod thread;
 mod timer;
 mod tty;
 mod tun;
+mod uncommitted;
 mod vma;
 mod zeros;
 

@@ -10,6 +10,8 @@ pub(super) enum Wanted {
     All,
     /// Those that the disk may not have: dirty, or under write-back.
     Unwritten,
+    /// The others, whose content is valid.
+    Clean,
 }
 
 /// Pages of a file, next to each other.
@@ -126,7 +128,7 @@ impl Walk<'_, '_> {
                 }
             }
             let is_marked = marked >> slot & 1 != 0;
-            if entry != 0 && (self.wanted == Wanted::All || is_marked) {
+            if entry != 0 && (self.wanted != Wanted::Unwritten || is_marked) {
                 let index = first.wrapping_add(slot << shift);
                 match inner_node(entry) {
                     Some(child) if shift > 0 => self.node(child, index, Some(shift))?,
@@ -160,6 +162,9 @@ impl Walk<'_, '_> {
         }
         let mut page = entry;
         if self.wanted == Wanted::Unwritten && !self.frames.is_unwritten(page)? {
+            return Ok(());
+        }
+        if self.wanted == Wanted::Clean && !self.frames.is_clean(page)? {
             return Ok(());
         }
         let (mut index, mut count) = (index, span);

@@ -15,6 +15,7 @@ pub(super) struct Frames<'k> {
     mapping: u64,
     index: u64,
     private: u64,
+    pg_uptodate: u64,
     pg_dirty: u64,
     pg_writeback: u64,
     /// PFNs of the pages of zeros that anonymous memory shares, with their
@@ -61,6 +62,7 @@ impl<'k> Frames<'k> {
             mapping: kernel.offset_of(owner, "mapping")?,
             index: kernel.offset_of(owner, "index")?,
             private: kernel.offset_of(owner, "private")?,
+            pg_uptodate: bit("PG_uptodate", 2),
             pg_dirty: bit("PG_dirty", 4),
             pg_writeback: bit("PG_writeback", 15),
             zero,
@@ -97,6 +99,13 @@ impl<'k> Frames<'k> {
     pub fn is_unwritten(&self, page: u64) -> Result<bool, KernelError> {
         let flags = self.read(self.head_of(page)?, self.flags)?;
         Ok(flags & (self.pg_dirty | self.pg_writeback) != 0)
+    }
+
+    /// Its content is valid, and was written to the disk if it ever changed.
+    pub fn is_clean(&self, page: u64) -> Result<bool, KernelError> {
+        let flags = self.read(self.head_of(page)?, self.flags)?;
+        let unwritten = self.pg_dirty | self.pg_writeback;
+        Ok(flags & (self.pg_uptodate | unwritten) == self.pg_uptodate)
     }
 
     /// The first page of the folio that `page` is in.

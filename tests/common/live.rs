@@ -512,6 +512,7 @@ impl Taker {
             ctime_ns: 0,
             writable: false,
             dirty: Vec::new(),
+            uncommitted: Vec::new(),
         });
     }
 
