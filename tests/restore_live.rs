@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
-use vmrestore::dataset::{MappingKind, SigAction};
+use vmrestore::dataset::{IntervalTimer, MappingKind, SigAction, SignalStack};
 use vmrestore::restore::{Options, RestoreError, prepare};
 use vmrestore::sys::ptrace;
 
@@ -30,18 +30,20 @@ fn root_or_say_so() -> bool {
     root
 }
 
-/// The test program, running.
+/// A test program, running.
 struct Living {
     dir: PathBuf,
     child: Child,
 }
 
 impl Living {
-    fn start(name: &str) -> Self {
+    fn start(name: &str, program: &str) -> Self {
         let dir = std::env::temp_dir().join(format!("vmrestore-{name}-{}", std::process::id()));
         fs::create_dir_all(&dir).expect("a directory");
-        let program = dir.join("living");
-        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/programs/living.c");
+        let source = Path::new(env!("CARGO_MANIFEST_DIR"))
+            .join("tests/programs")
+            .join(format!("{program}.c"));
+        let program = dir.join(program);
         let built = Command::new("cc")
             .args(["-O1", "-pthread", "-o"])
             .args([&program, &source])
@@ -185,7 +187,7 @@ fn a_threaded_process_goes_on() {
     if !root_or_say_so() {
         return;
     }
-    let mut living = Living::start("on");
+    let mut living = Living::start("on", "living");
     let pid = living.pid();
     let mut taken = living.take();
     living.kill();
@@ -248,7 +250,7 @@ fn a_taken_pid_gets_a_namespace_of_its_own() {
     if !root_or_say_so() {
         return;
     }
-    let mut living = Living::start("taken");
+    let mut living = Living::start("taken", "living");
     let pid = living.pid();
     let taken = living.take();
     // The original is only stopped: its IDs are in use, and its file lock holds.
@@ -305,7 +307,7 @@ fn paused_it_waits_for_sigcont() {
     if !root_or_say_so() {
         return;
     }
-    let mut living = Living::start("paused");
+    let mut living = Living::start("paused", "living");
     let taken = living.take();
     living.kill();
     let options = Options {
@@ -337,12 +339,10 @@ fn a_failure_or_a_dry_run_leaves_nothing() {
     if !root_or_say_so() {
         return;
     }
-    let mut living = Living::start("nothing");
+    let mut living = Living::start("nothing", "living");
     let pid = living.pid();
     let taken = living.take();
     living.kill();
-    let here = || fs::read_dir("/proc").expect("/proc").count();
-    let before = here();
 
     let dry = Options {
         dry_run: true,
@@ -395,5 +395,63 @@ fn a_failure_or_a_dry_run_leaves_nothing() {
     }
     let error = prepare(&dataset, &taken.memory, &Options::default()).expect_err("another vDSO");
     assert!(matches!(error, RestoreError::Vdso { .. }), "{error}");
-    assert_eq!(here(), before);
+    let children: String = fs::read_dir("/proc/self/task")
+        .expect("tasks")
+        .flatten()
+        .map(|task| fs::read_to_string(task.path().join("children")).unwrap_or_default())
+        .collect();
+    assert_eq!(children, "");
+}
+
+/// Another user, one capability, seccomp, limits, timers.
+#[test]
+fn a_process_with_few_rights_has_neither_more_nor_less() {
+    let _one = ONE_AT_A_TIME.lock().unwrap_or_else(|e| e.into_inner());
+    if !root_or_say_so() {
+        return;
+    }
+    let mut living = Living::start("guarded", "guarded");
+    let pid = living.pid();
+    let mut taken = living.take();
+    living.kill();
+    let process = &mut taken.dataset.processes[0];
+    assert_eq!(process.threads[0].seccomp.filters.len(), 1);
+    assert_eq!(process.posix_timers.len(), 1);
+    assert_eq!(process.posix_timers[0].id, 1);
+    process.itimers = vec![IntervalTimer {
+        which: 0,
+        remaining_ns: 40_000_000,
+        interval_ns: 40_000_000,
+    }];
+    let stack = fs::read(living.dir.join("altstack")).expect("altstack");
+    let word = |at| u64::from_ne_bytes(stack[at..at + 8].try_into().expect("8"));
+    process.threads[0].sigaltstack = SignalStack {
+        sp: word(0),
+        flags: 0,
+        size: word(8),
+    };
+    let restored = prepare(&taken.dataset, &taken.memory, &Options::default())
+        .expect("prepared")
+        .resume()
+        .expect("resumed");
+    let _killed = Killed(pid);
+    assert_eq!(restored[0].fidelity, []);
+    let before = living.ticks().len();
+    assert_unbroken(&living.await_ticks(before + 10), pid);
+    // What it does not look at itself.
+    let status = |pid: i32| fs::read_to_string(format!("/proc/{pid}/status")).expect("status");
+    let (now, cred) = (
+        status(pid),
+        &taken.dataset.processes[0].threads[0].credentials,
+    );
+    for (name, then) in [
+        ("CapInh", cred.cap_inheritable),
+        ("CapPrm", cred.cap_permitted),
+        ("CapEff", cred.cap_effective),
+        ("CapBnd", cred.cap_bounding),
+        ("CapAmb", cred.cap_ambient),
+    ] {
+        let line = format!("{name}:\t{then:016x}");
+        assert!(now.contains(&line), "{line}\n{now}");
+    }
 }

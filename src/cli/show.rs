@@ -160,6 +160,7 @@ fn kind_name(file: &OpenFile) -> &'static str {
         FileKind::SignalFd { .. } => "signalfd",
         FileKind::Epoll { .. } => "epoll",
         FileKind::UnixSocket(_) => "unix",
+        FileKind::InetSocket(_) => "inet",
         FileKind::Memfd { .. } => "memfd",
         FileKind::KvmSystem => "kvm",
         FileKind::KvmVm { .. } => "kvm-vm",

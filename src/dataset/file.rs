@@ -3,6 +3,7 @@
 use super::hex::u64_hex;
 use super::{Blob, ObjectId, PageRun};
 use serde::{Deserialize, Serialize};
+use std::net::SocketAddr;
 
 /// An open file description (`struct file`).
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -102,6 +103,8 @@ pub enum FileKind {
         watches: Vec<EpollWatch>,
     },
     UnixSocket(UnixListener),
+    /// A TCP or UDP socket.
+    InetSocket(InetSocket),
     /// A memfd or a deleted tmpfs file (in `Dataset::shared_memory`).
     Memfd {
         memory: ObjectId,
@@ -196,6 +199,27 @@ pub enum UnixState {
     Connected {
         peer: ObjectId,
     },
+}
+
+/// A TCP or UDP socket over IPv4 or IPv6.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InetSocket {
+    /// AF_INET 2, AF_INET6 10.
+    pub family: i32,
+    /// SOCK_STREAM 1, SOCK_DGRAM 2.
+    pub socket_type: i32,
+    /// IPPROTO_TCP 6, IPPROTO_UDP 17.
+    pub protocol: i32,
+    /// Where it is bound; port 0: nowhere.
+    pub local: SocketAddr,
+    /// Whom it is connected to.
+    pub remote: Option<SocketAddr>,
+    /// Of a listener: how many connections may wait.
+    pub backlog: Option<u32>,
+    /// SO_REUSEADDR, SO_REUSEPORT, IPV6_V6ONLY.
+    pub reuse_address: bool,
+    pub reuse_port: bool,
+    pub v6only: bool,
 }
 
 /// A file's inode: how to know it again on the disk, and what never got there.

@@ -25,8 +25,8 @@ mod vm;
 
 pub use fidelity::{Fidelity, FidelityLevel};
 pub use file::{
-    EpollWatch, FileKind, FileLock, FileOwner, Inode, InodeKind, OpenFile, Pipe, PipeEnd,
-    UnixListener, UnixState,
+    EpollWatch, FileKind, FileLock, FileOwner, InetSocket, Inode, InodeKind, OpenFile, Pipe,
+    PipeEnd, UnixListener, UnixState,
 };
 pub use hex::{Blob, ObjectId, u64_hex};
 pub use memory::{MappingKind, Mm, PageContent, PageRun, SharedMemory, Vma};

@@ -48,7 +48,7 @@ pub fn set(tid: i32, sys: &mut dyn Syscalls, cred: &Credentials) -> Result<(), R
     }
     // 4. Ambient ones, while no secure bit forbids it: permitted and inheritable.
     for capability in 0..=MAX_CAPABILITY {
-        if cred.cap_ambient & full >> capability & 1 == 1 {
+        if (cred.cap_ambient & full) >> capability & 1 == 1 {
             let args = [AMBIENT_RAISE, capability.into(), 0, 0];
             calls::prctl(sys, libc::PR_CAP_AMBIENT, args)
                 .during(tid, || format!("prctl(PR_CAP_AMBIENT_RAISE, {capability})"))?;

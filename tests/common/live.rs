@@ -144,7 +144,7 @@ pub fn take(pid: i32, sigactions: Vec<SigAction>) -> Taken {
         sigactions,
         pending: pending(pid, "ShdPnd"),
         itimers: Vec::new(),
-        posix_timers: Vec::new(),
+        posix_timers: posix_timers(pid),
         child_subreaper: false,
         stopped: false,
         threads,
@@ -230,19 +230,41 @@ fn pending(tid: i32, which: &str) -> Vec<PendingSignal> {
         .collect()
 }
 
+/// `/proc/PID/limits` names them, in another order than their numbers.
 fn rlimits(pid: i32) -> Vec<ResourceLimit> {
-    (0..16u32)
-        .map(|resource| {
-            let mut limit = [0u64; 2];
-            let none = std::ptr::null::<u64>();
-            let to = limit.as_mut_ptr();
-            unsafe { libc::syscall(libc::SYS_prlimit64, pid, resource, none, to) };
-            ResourceLimit {
-                soft: limit[0],
-                hard: limit[1],
-            }
-        })
-        .collect()
+    const NAMES: [&str; 16] = [
+        "Max cpu time",
+        "Max file size",
+        "Max data size",
+        "Max stack size",
+        "Max core file size",
+        "Max resident set",
+        "Max processes",
+        "Max open files",
+        "Max locked memory",
+        "Max address space",
+        "Max file locks",
+        "Max pending signals",
+        "Max msgqueue size",
+        "Max nice priority",
+        "Max realtime priority",
+        "Max realtime timeout",
+    ];
+    let text = fs::read_to_string(format!("/proc/{pid}/limits")).expect("limits");
+    let limit = |name: &str| -> ResourceLimit {
+        let line = text.lines().find_map(|l| l.strip_prefix(name)).expect(name);
+        let mut words = line.split_ascii_whitespace();
+        let mut number = || match words.next().expect("a limit") {
+            "unlimited" => u64::MAX,
+            n => n.parse().expect("a number"),
+        };
+        let soft = number();
+        ResourceLimit {
+            soft,
+            hard: number(),
+        }
+    };
+    NAMES.into_iter().map(limit).collect()
 }
 
 fn thread(pid: i32, tid: i32) -> Thread {
@@ -351,12 +373,80 @@ fn thread(pid: i32, tid: i32) -> Thread {
             securebits: 0,
         },
         no_new_privs: status(tid, "NoNewPrivs") == "1",
-        seccomp: SeccompState::default(),
-        scheduling: Scheduling::default(),
+        seccomp: seccomp(tid),
+        scheduling: Scheduling {
+            policy: 0,
+            nice: stat(tid)[19 - 3].parse().expect("a number"),
+            rt_priority: 0,
+            affinity: list(&status(tid, "Cpus_allowed_list")),
+        },
         pdeath_signal: 0,
         timer_slack_ns: 50_000,
         regs,
     }
+}
+
+/// `0-1,5`
+fn list(text: &str) -> Vec<u32> {
+    text.split(',')
+        .flat_map(|part| {
+            let (first, last) = part.split_once('-').unwrap_or((part, part));
+            let number = |s: &str| s.parse::<u32>().expect("a CPU");
+            number(first)..=number(last)
+        })
+        .collect()
+}
+
+/// PTRACE_SECCOMP_GET_FILTER counts them from the newest.
+fn seccomp(tid: i32) -> SeccompState {
+    const GET_FILTER: u32 = 0x420c;
+    let mode = status(tid, "Seccomp").parse().expect("a mode");
+    let mut filters = Vec::new();
+    for index in 0usize.. {
+        let mut program = vec![0u8; 4096 * 8];
+        let count = unsafe {
+            let at = std::ptr::without_provenance_mut::<libc::c_void>(index);
+            libc::ptrace(GET_FILTER, tid, at, program.as_mut_ptr())
+        };
+        if mode != 2 || count < 0 {
+            break;
+        }
+        program.truncate(count as usize * 8);
+        filters.insert(0, Blob(program));
+    }
+    SeccompState { mode, filters }
+}
+
+/// `/proc/PID/timers`: it does not say when they expire, so each does at once.
+fn posix_timers(pid: i32) -> Vec<PosixTimer> {
+    let text = fs::read_to_string(format!("/proc/{pid}/timers")).expect("timers");
+    let mut timers = Vec::new();
+    let mut block = String::new();
+    for line in text.lines() {
+        block += line;
+        block += "\n";
+        if !line.starts_with("ClockID:") {
+            continue;
+        }
+        let value = |name: &str| field(&block, name).expect("a field of timers");
+        // `signal: 37/0000000000001092`
+        let signal = value("signal");
+        let (signal, data) = signal.split_once('/').expect("two");
+        let data = u64::from_str_radix(data, 16).expect("hex");
+        timers.push(PosixTimer {
+            id: value("ID").parse().expect("a number"),
+            clock: value("ClockID").parse().expect("a clock"),
+            notify: 0,
+            signal: signal.parse().expect("a signal"),
+            value: Blob(data.to_ne_bytes().to_vec()),
+            thread: 0,
+            remaining_ns: Some(1),
+            interval_ns: 30_000_000,
+            overrun: 0,
+        });
+        block.clear();
+    }
+    timers
 }
 
 /// What the two letters of `VmFlags` in smaps are in `vm_flags`.
@@ -624,7 +714,10 @@ impl Taker {
                     named: false,
                 }
             }
-            p if p.starts_with("socket:") => FileKind::UnixSocket(unix(bracketed())),
+            p if p.starts_with("socket:") => match tcp(bracketed()) {
+                Some(socket) => FileKind::InetSocket(socket),
+                None => FileKind::UnixSocket(unix(bracketed())),
+            },
             p if p.starts_with("/memfd:") => {
                 let meta = fs::metadata(format!("/proc/{}/fd/{fd}", self.pid)).expect("memfd");
                 FileKind::Memfd {
@@ -681,6 +774,30 @@ fn watch(line: &str) -> Option<EpollWatch> {
         file: ObjectId(0),
         events: u32::from_str_radix(words[3], 16).expect("hex"),
         data: u64::from_str_radix(words[5], 16).expect("hex"),
+    })
+}
+
+/// A line of /proc/net/tcp: `sl local rem st tx:rx tr:when retr uid timeout inode`.
+fn tcp(inode: u64) -> Option<InetSocket> {
+    let table = fs::read_to_string("/proc/net/tcp").expect("/proc/net/tcp");
+    let line = table
+        .lines()
+        .find(|l| l.split_ascii_whitespace().nth(9) == Some(&inode.to_string()))?;
+    let words: Vec<&str> = line.split_ascii_whitespace().collect();
+    assert_eq!(words[3], "0A", "the test can take listeners alone");
+    let (address, port) = words[1].split_once(':').expect("two");
+    let address = u32::from_str_radix(address, 16).expect("hex").to_ne_bytes();
+    let port = u16::from_str_radix(port, 16).expect("hex");
+    Some(InetSocket {
+        family: libc::AF_INET,
+        socket_type: libc::SOCK_STREAM,
+        protocol: libc::IPPROTO_TCP,
+        local: (address, port).into(),
+        remote: None,
+        backlog: Some(7),
+        reuse_address: true,
+        reuse_port: false,
+        v6only: false,
     })
 }
 

@@ -6,6 +6,7 @@
 
 mod epoll;
 mod event;
+mod inet;
 mod locks;
 mod pipe;
 mod regular;
@@ -273,6 +274,7 @@ impl<'d> Workshop<'d> {
                     .during(pid, || "epoll_create1".into())
             }
             FileKind::UnixSocket(socket) => self.unix(socket, place),
+            FileKind::InetSocket(socket) => self.inet(socket, place),
             FileKind::Tun { .. } => tun::open(file, place, &mut self.notes),
             FileKind::KvmSystem | FileKind::KvmVm { .. } | FileKind::KvmVcpu { .. } => {
                 self.kvm_file(file, place)
@@ -318,7 +320,8 @@ impl<'d> Workshop<'d> {
     }
 
     /// For what cannot be made, but whose loss a program is built to bear: a
-    /// socket whose other side has gone.
+    /// socket on which nothing ever comes, or (of a process that died) whose
+    /// other side has gone.
     fn stand_in(
         &mut self,
         file: &OpenFile,
@@ -342,9 +345,12 @@ impl<'d> Workshop<'d> {
         self.notes.push(Fidelity::lost(
             format!("pid {}", place.pid),
             format!("open file {} ({operations})", file.path),
-            format!("{why}: it reads as a connection that the other side has closed"),
+            format!("{why}: a socket on which nothing ever comes is in its place"),
         ));
-        unix::closed(libc::SOCK_STREAM, place)
+        if operations == "pidfd_fops" {
+            return unix::closed(libc::SOCK_STREAM, place);
+        }
+        unix::quiet(place)
     }
 
     /// Status flags, owner and locks of a new file.

@@ -31,6 +31,13 @@ pub(super) fn closed(kind: i32, place: &mut Place<'_>) -> Result<i32, RestoreErr
     Ok(ours)
 }
 
+/// A socket on which nothing ever comes.
+pub(super) fn quiet(place: &mut Place<'_>) -> Result<i32, RestoreError> {
+    let kind = arg(libc::SOCK_DGRAM | libc::SOCK_CLOEXEC);
+    calls::make_fd(place.sys, libc::SYS_socket, [arg(libc::AF_UNIX), kind, 0])
+        .during(place.pid, || "socket".into())
+}
+
 fn pair(kind: i32, place: &mut Place<'_>) -> Result<[i32; 2], RestoreError> {
     let before = [arg(libc::AF_UNIX), arg(kind | libc::SOCK_CLOEXEC), 0];
     calls::two_fds(place.sys, libc::SYS_socketpair, &before, &[])
