@@ -60,6 +60,7 @@ pub fn extract(kernel: &Kernel, pids: &[i32]) -> Result<Extracted, TaskError> {
         pte_dirty: HashMap::new(),
         references: HashMap::new(),
         orphans: HashSet::new(),
+        address_spaces: HashSet::new(),
     };
     let clocks = x.clocks.fidelity();
     x.out.fidelity.push(clocks);
@@ -102,6 +103,8 @@ pub(super) struct Extraction<'a, 'k> {
     /// First addresses of the process's areas, and identities of memories,
     /// whose missing pages are a deleted file's that no cache had.
     pub orphans: HashSet<u64>,
+    /// `mm_struct`s of the processes.
+    pub address_spaces: HashSet<u64>,
 }
 
 impl<'k> Extraction<'_, 'k> {
@@ -322,7 +325,8 @@ impl<'k> Extraction<'_, 'k> {
         }
         super::zeros::settle_shared(self);
         self.note_compressed_swap();
-        super::pipe::close_sets(self);
+        super::holders::close_pipes(self);
+        super::holders::foreign_mappings(self);
         super::socket::missing_peers(self);
         // Parents before children, in the order of the set.
         let pids: Vec<i32> = self.out.processes.iter().map(|p| p.pid).collect();

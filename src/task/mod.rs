@@ -19,6 +19,7 @@ mod error;
 mod extract;
 mod file;
 mod fpu;
+mod holders;
 mod inode;
 mod list;
 mod lock;

@@ -1,10 +1,8 @@
 //! Pipes and FIFOs: `struct pipe_inode_info`.
 
-use std::collections::HashMap;
-
 use super::extract::Extraction;
 use super::path::Name;
-use crate::dataset::{Blob, FileKind, ObjectId, Pipe, PipeEnd, Process};
+use crate::dataset::{Blob, FileKind, ObjectId, Pipe, PipeEnd};
 use crate::kernel::{Kernel, KernelError, Object};
 
 /// Bytes in a page.
@@ -89,74 +87,4 @@ fn read(kernel: &Kernel, id: ObjectId) -> Result<Pipe, KernelError> {
         content: Blob(content),
         closed_set: false,
     })
-}
-
-/// Says of each pipe whether all of its ends are in the extraction.
-pub(super) fn close_sets(x: &mut Extraction<'_, '_>) {
-    let kernel = x.kernel;
-    // By pipe: ends that were extracted, and whether others hold one too.
-    let mut ends: HashMap<ObjectId, (u64, bool)> = HashMap::new();
-    for file in &x.out.files {
-        if let FileKind::Pipe { pipe, .. } = file.kind {
-            let entry = ends.entry(pipe).or_insert((0, false));
-            entry.0 += 1;
-            let held = held(kernel, file.id).unwrap_or(u64::MAX);
-            let borrowed = borrowed(&x.out.processes, file.id);
-            entry.1 |= held > x.references(file.id).saturating_add(borrowed);
-        }
-    }
-    let mut open = Vec::new();
-    for pipe in &mut x.out.pipes {
-        let files = kernel
-            .object("pipe_inode_info", pipe.id.0)
-            .and_then(|p| p.u("files"))
-            .unwrap_or(u64::MAX);
-        pipe.closed_set = ends
-            .get(&pipe.id)
-            .is_some_and(|(found, others)| *found == files && !others);
-        if !pipe.closed_set {
-            open.push(pipe.id);
-        }
-    }
-    for id in open {
-        x.reconstructed(
-            &format!("pipe {id}"),
-            "other end",
-            "processes that are not restored held an end of it too; what is restored sees them gone",
-        );
-    }
-}
-
-/// References that system calls under way hold beside the descriptors: each
-/// call on the file itself, and each poll, which may have it in its list.
-fn borrowed(processes: &[Process], file: ObjectId) -> u64 {
-    const POLLS: [&str; 4] = ["poll", "ppoll", "select", "pselect6"];
-    let mut calls = 0;
-    for process in processes {
-        let fds: Vec<u64> = process
-            .fds
-            .iter()
-            .filter(|fd| fd.file == file)
-            .map(|fd| u64::from(fd.fd.cast_unsigned()))
-            .collect();
-        if fds.is_empty() {
-            continue;
-        }
-        let in_flight = process.threads.iter().filter_map(|t| t.syscall.as_ref());
-        calls += in_flight
-            .filter(|call| fds.contains(&call.args[0]) || POLLS.contains(&call.name.as_str()))
-            .count() as u64;
-    }
-    calls
-}
-
-/// How many references a file has.
-fn held(kernel: &Kernel, file: ObjectId) -> Result<u64, KernelError> {
-    let file = kernel.object("file", file.0)?;
-    if file.has("f_count") {
-        return file.u("f_count.counter");
-    }
-    // file_ref_t counts from -1 since Linux commit 90ee6ed776c0 ("fs: port
-    // files to file_ref") (in v6.13).
-    Ok(file.u("f_ref.refcnt.counter")?.wrapping_add(1))
 }

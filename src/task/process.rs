@@ -53,6 +53,7 @@ pub(super) fn read(x: &mut Extraction<'_, '_>, task: &Object<'_>) -> Result<Proc
         .ok();
 
     // Those of the last process; identities of memories are kernel addresses.
+    x.address_spaces.insert(mm_struct.addr());
     x.orphans.retain(|at| *at >> 63 != 0);
     let fds = descriptors(x, alive, root).map_err(failed("descriptor table"))?;
     let mut mm = mm::read(x, alive, &mm_struct, &subject, root).map_err(failed("address space"))?;
