@@ -136,7 +136,7 @@ impl DeadHost {
     /// This dump leaves pages of zeros out, and nothing else of user memory.
     fn left_out_is_zero(&self) -> bool {
         *self.left_out_is_zero.get_or_init(|| {
-            zeros::ambiguous(&self.dump)
+            self.kernel.memory().filters_zero_pages()
                 && self
                     .processes()
                     .is_ok_and(|p| zeros::anonymous_pages_kept(&self.kernel, &p))
@@ -157,7 +157,7 @@ impl DeadHost {
             vms.push(vm);
             parts.fidelity.extend(fidelity);
         }
-        let mut dataset = Dataset {
+        Ok(Dataset {
             schema_version: SCHEMA_VERSION,
             crash_id: self.dump.identity().to_string(),
             host,
@@ -168,11 +168,7 @@ impl DeadHost {
             shared_memory: parts.shared_memory,
             vms,
             fidelity: parts.fidelity,
-        };
-        if zeros::ambiguous(&self.dump) {
-            zeros::resolve(&mut dataset);
-        }
-        Ok(dataset)
+        })
     }
 
     /// The pages of this host's datasets.
