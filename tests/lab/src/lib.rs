@@ -40,6 +40,7 @@ pub mod agent;
 pub mod cpio;
 pub mod crash;
 pub mod debian;
+pub mod demo;
 pub mod images;
 pub mod judge;
 pub mod machine;

@@ -107,6 +107,12 @@ enum Command {
         #[arg(long)]
         table: Option<PathBuf>,
     },
+    /// The main job once, for people to watch: crash, reboot, restore
+    Demo {
+        /// The vmrestore binary
+        #[arg(long, default_value = "target/release/vmrestore")]
+        vmrestore: PathBuf,
+    },
     /// Removes old runs, and with --dumps the cached dumps too
     Clean {
         /// The dumps too
@@ -252,6 +258,7 @@ fn run(command: Command) -> Result<ExitCode> {
                 return Ok(ExitCode::FAILURE);
             }
         }
+        Command::Demo { vmrestore } => vmrestore_lab::demo::run(&vmrestore)?,
         Command::Clean { dumps } => {
             let dir = Lab::directory();
             for (name, wanted) in [("runs", true), ("dumps", dumps)] {

@@ -103,7 +103,8 @@ pub fn run(lab: &Lab, scenario: &Scenario, options: &Options) -> Result<Report> 
     Ok(report)
 }
 
-fn unique_seed(run: u64) -> u64 {
+/// A seed that no crash had before.
+pub(crate) fn unique_seed(run: u64) -> u64 {
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
     now.map_or(0, |now| now.as_secs()) * 1000 + run
 }
