@@ -148,7 +148,7 @@ fn members_are_found_by_name_through_anonymous_records() {
             0x6_0000_0005,
         ]);
         // three_bits = 0b101 at bit 5; wide_bits = -2 in 20 bits at bit 8.
-        bytes.extend(words(&[0xffff_fe << 8 & 0x0fff_ff00 | 0b1011_1111, 77]));
+        bytes.extend(words(&[0x00ff_fffe << 8 & 0x0fff_ff00 | 0b1011_1111, 77]));
         bytes.extend(b"tail of it\0");
         at = tiny.object(&bytes, 8);
     });

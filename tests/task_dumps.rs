@@ -137,7 +137,7 @@ fn what_the_loader_was_told_is_mapped_there() {
         assert_eq!(vdso.start, process.mm.vdso);
 
         // The name by which it was executed stands on its stack.
-        let mut name = vec![0; 64];
+        let mut name = [0; 64];
         task::read_process_memory(&kernel, summary.pid, auxv[&AT_EXECFN], &mut name[..1]).unwrap();
         let stack = vma_at(&process, auxv[&AT_EXECFN]).unwrap();
         assert!(matches!(
@@ -261,7 +261,7 @@ impl PhysicalMemory for Damaged {
             let at = addr + i as u64;
             // One word in so many is replaced, by zeros, ones, noise, or a bit.
             let dice = mix(seed ^ (at / 8));
-            if one_in > 0 && dice % one_in == 0 {
+            if one_in > 0 && dice.is_multiple_of(one_in) {
                 *byte = match dice >> 32 & 3 {
                     0 => 0,
                     1 => 0xff,

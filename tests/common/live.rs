@@ -69,9 +69,11 @@ pub fn take(pid: i32, sigactions: Vec<SigAction>) -> Taken {
     for &tid in &tids {
         ptrace::seize(tid).expect("seize");
         ptrace::interrupt(tid).expect("interrupt");
-        while !matches!(ptrace::wait(tid).expect("wait"), Stop::Event(128)) {
-            panic!("the thread stopped for another reason");
-        }
+        let stop = ptrace::wait(tid).expect("wait");
+        assert!(
+            matches!(stop, Stop::Event(128)),
+            "the thread stopped for another reason"
+        );
     }
     let mut taker = Taker {
         pid,
@@ -150,7 +152,9 @@ pub fn take(pid: i32, sigactions: Vec<SigAction>) -> Taken {
         threads,
     };
     let clock = |clock| {
+        // SAFETY: timespec is plain data; zeros are a value of it.
         let mut t: libc::timespec = unsafe { std::mem::zeroed() };
+        // SAFETY: the kernel writes one timespec to where it is told.
         unsafe { libc::clock_gettime(clock, &raw mut t) };
         t.tv_sec * 1_000_000_000 + t.tv_nsec
     };
@@ -314,6 +318,7 @@ fn thread(pid: i32, tid: i32) -> Thread {
     let caps = |name: &str| u64::from_str_radix(&status(tid, name), 16).expect("hex");
     let mut head = 0u64;
     let mut len = 0usize;
+    // SAFETY: the kernel writes two words to where it is told.
     unsafe { libc::syscall(libc::SYS_get_robust_list, tid, &raw mut head, &raw mut len) };
     Thread {
         tid,
@@ -404,6 +409,7 @@ fn seccomp(tid: i32) -> SeccompState {
     let mut filters = Vec::new();
     for index in 0usize.. {
         let mut program = vec![0u8; 4096 * 8];
+        // SAFETY: a system call whose arguments are numbers or buffers of its own.
         let count = unsafe {
             let at = std::ptr::without_provenance_mut::<libc::c_void>(index);
             libc::ptrace(GET_FILTER, tid, at, program.as_mut_ptr())
@@ -617,6 +623,7 @@ impl Taker {
             let same = fds.iter().find(|other| {
                 const KCMP_FILE: i32 = 0;
                 let (a, b) = (fd as u64, other.fd as u64);
+                // SAFETY: a system call whose arguments are numbers or buffers of its own.
                 unsafe { libc::syscall(libc::SYS_kcmp, pid, pid, KCMP_FILE, a, b) == 0 }
             });
             let id = match same {

@@ -86,7 +86,7 @@ impl Types {
     }
 
     pub fn int(&mut self, name: &str, size: u32, signed: bool) -> u32 {
-        let encoding = u32::from(signed) << 24 | size * 8;
+        let encoding = (u32::from(signed) << 24) | (size * 8);
         self.add(name, 1, 0, false, size, &[encoding])
     }
 
