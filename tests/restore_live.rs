@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
-use vmrestore::dataset::{IntervalTimer, MappingKind, SigAction, SignalStack};
+use vmrestore::dataset::{IntervalTimer, MappingKind, PageSource, SigAction, SignalStack};
 use vmrestore::restore::{Options, RestoreError, prepare};
 use vmrestore::sys::ptrace;
 
@@ -454,4 +454,56 @@ fn a_process_with_few_rights_has_neither_more_nor_less() {
         let line = format!("{name}:\t{then:016x}");
         assert!(now.contains(&line), "{line}\n{now}");
     }
+}
+
+/// The host came back with another kernel, whose vDSO is another, too: here
+/// the running one's, and the "dead" one has nothing in its functions but
+/// traps. If one of them is still run, the process dies.
+#[test]
+fn the_functions_of_another_vdso_are_led_on() {
+    let _one = ONE_AT_A_TIME.lock().unwrap_or_else(|e| e.into_inner());
+    if !root_or_say_so() {
+        return;
+    }
+    let mut living = Living::start("vdso", "living");
+    let pid = living.pid();
+    let mut taken = living.take();
+    living.kill();
+    let vmas = &mut taken.dataset.processes[0].mm.vmas;
+    let vdso = vmas
+        .iter_mut()
+        .find(|v| v.kind == MappingKind::Vdso)
+        .expect("a vDSO");
+    let pages = (vdso.end - vdso.start) / 4096;
+    let mut image = vec![0; pages as usize * 4096];
+    taken
+        .memory
+        .read_pages(&vdso.pages[0], 0, pages, &mut image)
+        .expect("its image");
+    let functions: Vec<_> = {
+        let elf = goblin::elf::Elf::parse(&image).expect("an ELF file");
+        elf.dynsyms
+            .iter()
+            .filter(|s| s.is_function() && s.st_value != 0)
+            .map(|s| s.st_value as usize..(s.st_value + s.st_size) as usize)
+            .collect()
+    };
+    assert!(functions.len() > 4);
+    for function in functions {
+        image[function].fill(0xcc);
+    }
+    vdso.pages = vec![taken.memory.store(vdso.start, &image)];
+    let at = vdso.start;
+    let restored = prepare(&taken.dataset, &taken.memory, &Options::default())
+        .expect("prepared")
+        .resume()
+        .expect("resumed");
+    let _killed = Killed(pid);
+    assert_eq!(restored[0].fidelity.len(), 1, "{:?}", restored[0].fidelity);
+    assert_eq!(restored[0].fidelity[0].what, "vDSO");
+    let before = living.ticks().len();
+    assert_unbroken(&living.await_ticks(before + 20), pid);
+    let maps = fs::read_to_string(format!("/proc/{pid}/maps")).expect("maps");
+    let now = maps.lines().find(|l| l.ends_with("[vdso]")).expect("vdso");
+    assert!(!now.starts_with(&format!("{at:x}-")), "{maps}");
 }

@@ -1,17 +1,12 @@
-//! Address space: every VMA where it was, the vDSO at its old address, and what
-//! the kernel keeps of it (heap, arguments, auxiliary vector, executable).
+//! Address space: every VMA where it was, and what the kernel keeps of it
+//! (heap, arguments, auxiliary vector, executable).
 
 use super::error::Context;
 use super::objects::Objects;
 use super::stub::{self, Family};
 use super::vma_flags::{self, bit};
 use super::{RestoreError, Syscalls, calls};
-use crate::dataset::{
-    Dataset, Fidelity, MappingKind, ObjectId, PageContent, PageSource, Process, Vma,
-};
-
-/// `ARCH_MAP_VDSO_64`. Linux arch/x86/include/uapi/asm/prctl.h.
-const MAP_VDSO_64: u64 = 0x2003;
+use crate::dataset::{Dataset, Fidelity, MappingKind, ObjectId, PageContent, Process, Vma};
 
 /// `PR_SET_MM`, `PR_SET_MM_MAP`. Linux include/uapi/linux/prctl.h.
 const SET_MM: i32 = 35;
@@ -207,74 +202,6 @@ pub fn seal(process: &Process, sys: &mut dyn Syscalls) -> Result<(), RestoreErro
         }
         calls::plain(sys, libc::SYS_mlockall, [flags.cast_unsigned().into()])
             .during(pid, || "mlockall(MCL_FUTURE)".into())?;
-    }
-    Ok(())
-}
-
-/// Maps the running kernel's vDSO so that its code is where the dead kernel's
-/// was: the process keeps pointers into it.
-///
-/// # Errors
-/// [`RestoreError::Vdso`] when it is not the same code.
-pub fn map_vdso(
-    process: &Process,
-    live_pid: i32,
-    sys: &mut dyn Syscalls,
-    pages: &dyn PageSource,
-) -> Result<(), RestoreError> {
-    let pid = process.pid;
-    let differs = |what: String| RestoreError::Vdso { pid, what };
-    let vmas = &process.mm.vmas;
-    let Some(old) = vmas.iter().find(|v| v.kind == MappingKind::Vdso) else {
-        return Ok(());
-    };
-    // The data pages lie below the code; how many there are differs between
-    // kernels, and does not matter to the process.
-    let own = stub::mappings(std::process::id().cast_signed())?;
-    let code = own
-        .iter()
-        .find(|m| m.name == "[vdso]")
-        .ok_or_else(|| differs("this kernel has none".into()))?;
-    let data = own
-        .iter()
-        .filter(|m| m.name.starts_with("[vvar") && m.start < code.start)
-        .map(|m| m.start)
-        .min()
-        .unwrap_or(code.start);
-    let below = code.start - data;
-    let size = code.end - code.start;
-    if size != old.len() {
-        return Err(differs(format!("{size} bytes long, it was {}", old.len())));
-    }
-    calls::plain(
-        sys,
-        libc::SYS_arch_prctl,
-        [MAP_VDSO_64, old.start.wrapping_sub(below)],
-    )
-    .during(pid, || "arch_prctl(ARCH_MAP_VDSO_64)".into())?;
-    let placed = stub::mappings(live_pid)?
-        .into_iter()
-        .find(|m| m.name == "[vdso]");
-    if placed.as_ref().map(|m| m.start) != Some(old.start) {
-        return Err(differs(format!(
-            "it cannot be at {:#x}, where it was",
-            old.start
-        )));
-    }
-    let mut then = vec![0; 4096];
-    let mut now = vec![0; 4096];
-    for run in &old.pages {
-        for page in 0..run.count {
-            let address = run.start + page * 4096;
-            pages
-                .read_pages(run, page, 1, &mut then)
-                .map_err(|source| RestoreError::Page { pid, source })?;
-            sys.read(address, &mut now)
-                .during(pid, || "read the vDSO".into())?;
-            if then != now {
-                return Err(differs(format!("its code at {address:#x} is another")));
-            }
-        }
     }
     Ok(())
 }

@@ -31,6 +31,7 @@ mod stub;
 mod syscalls;
 mod threads;
 mod timers;
+mod vdso;
 mod vma_flags;
 
 pub use crate::dataset::{PageSource, PageSourceError};

@@ -12,7 +12,7 @@ use super::resume::{self, Goal};
 use super::stub::Family;
 use super::{
     RestoreError, Syscalls, address_space, calls, fill, kvm, preflight, registers, signals,
-    threads, timers,
+    threads, timers, vdso,
 };
 use crate::dataset::{
     Dataset, Fidelity, FileKind, MappingKind, ObjectId, PageSource, Process, SyscallResume, Vm,
@@ -234,10 +234,9 @@ fn furnish<'d>(
     for stub in 0..family.stubs.len() {
         alive(guard)?;
         let process = family.process(stub)?;
-        let live = family.leader(stub)?.tid;
         let leader = family.leader(stub)?;
         place_in_file_system(process, leader, &mut workshop.notes)?;
-        address_space::map_vdso(process, live, leader, pages)?;
+        vdso::map(dataset, family, stub, pages, &mut workshop.notes)?;
         address_space::map_all(dataset, family, stub, &mut objects, &mut workshop.notes)?;
     }
     workshop.make_round(Round::Plain, family, &mut objects)?;
@@ -469,13 +468,6 @@ fn set_threads(
         if let (Some(rseq), SyscallResume::UserMode) = (&thread.rseq, thread.resume) {
             aborted = registers::abort_sequence(tracee, thread.regs.rip, rseq)
                 .during(thread.tid, || "read its restartable sequence".into())?;
-        }
-        if thread.fpu_stale {
-            notes.push(Fidelity::lost(
-                format!("pid {pid} thread {}", thread.tid),
-                "FPU registers",
-                "it ran in user mode at the crash: they are as of its last switch",
-            ));
         }
         registers::set_fpu(tracee, thread, notes)?;
         threads::set(process, thread, tracee, parent_is_restored, notes)?;

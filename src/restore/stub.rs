@@ -315,7 +315,7 @@ fn nursery(dataset: &Dataset, pid: i32) -> Result<Tracee, RestoreError> {
 
     let maps = mappings(pid)?;
     let scratch = Scratch {
-        start: free_gap(dataset, &maps)?,
+        start: scratch_gap(dataset, &maps)?,
     };
     let mut tracee = Tracee::new(pid, 0, scratch).during(0, at("open /proc/PID/mem"))?;
     let code = maps
@@ -393,8 +393,12 @@ pub struct Mapping {
 pub fn mappings(pid: i32) -> Result<Vec<Mapping>, RestoreError> {
     let path = format!("/proc/{pid}/maps");
     let text = std::fs::read_to_string(&path).during(0, || path.clone())?;
-    Ok(text
-        .lines()
+    Ok(parse_maps(&text))
+}
+
+/// The lines of `/proc/PID/maps`.
+pub fn parse_maps(text: &str) -> Vec<Mapping> {
+    text.lines()
         .filter_map(|line| {
             let mut words = line.split_ascii_whitespace();
             let (start, end) = words.next()?.split_once('-')?;
@@ -406,34 +410,36 @@ pub fn mappings(pid: i32) -> Result<Vec<Mapping>, RestoreError> {
                 name: words.nth(3).unwrap_or_default().to_string(),
             })
         })
-        .collect())
+        .collect()
 }
 
 /// An address for the scratch mapping that is free in the stub and in every
 /// process of the dataset.
-fn free_gap(dataset: &Dataset, own: &[Mapping]) -> Result<u64, RestoreError> {
-    let mut taken: Vec<(u64, u64)> = dataset
+fn scratch_gap(dataset: &Dataset, own: &[Mapping]) -> Result<u64, RestoreError> {
+    let taken = dataset
         .processes
         .iter()
         .flat_map(|p| p.mm.vmas.iter().map(|v| (v.start, v.end)))
-        .chain(own.iter().map(|m| (m.start, m.end)))
-        .collect();
+        .chain(own.iter().map(|m| (m.start, m.end)));
+    free_gap(taken, LOWEST, Scratch::LEN).ok_or_else(|| RestoreError::Unsupported {
+        pid: 0,
+        what: "an address space without a gap".into(),
+        why: "132 KiB of free addresses are needed to work in".into(),
+    })
+}
+
+/// The first address at or above `lowest` with `len` free bytes.
+pub fn free_gap(taken: impl Iterator<Item = (u64, u64)>, lowest: u64, len: u64) -> Option<u64> {
+    let mut taken: Vec<(u64, u64)> = taken.collect();
     taken.sort_unstable();
-    let mut free = LOWEST;
+    let mut free = lowest;
     for (start, end) in taken {
-        if start >= free && start - free >= Scratch::LEN {
+        if start >= free && start - free >= len {
             break;
         }
         free = free.max(end);
     }
-    if free > TASK_SIZE - Scratch::LEN {
-        return Err(RestoreError::Unsupported {
-            pid: 0,
-            what: "an address space without a gap".into(),
-            why: "132 KiB of free addresses are needed to work in".into(),
-        });
-    }
-    Ok(free)
+    (free <= TASK_SIZE.saturating_sub(len)).then_some(free)
 }
 
 /// Address of a `syscall` instruction (or any such pair of bytes) there.

@@ -51,7 +51,7 @@ pub fn set(
         calls::prctl(tracee, libc::PR_SET_NO_NEW_PRIVS, [1, 0, 0, 0])
             .during(tid, || "prctl(PR_SET_NO_NEW_PRIVS)".into())?;
     }
-    filter(tid, &subject, &thread.seccomp, tracee, notes)?;
+    filter(tid, &thread.seccomp, tracee)?;
     credentials::set(tid, tracee, &thread.credentials)?;
     // A change of credentials clears it.
     if thread.pdeath_signal != 0 {
@@ -136,22 +136,12 @@ fn schedule(
 
 /// Installs seccomp filters. They bind nobody until the tracee is let go:
 /// PTRACE_O_SUSPEND_SECCOMP.
-fn filter(
-    tid: i32,
-    subject: &str,
-    seccomp: &SeccompState,
-    tracee: &mut Tracee,
-    notes: &mut Vec<Fidelity>,
-) -> Result<(), RestoreError> {
+fn filter(tid: i32, seccomp: &SeccompState, tracee: &mut Tracee) -> Result<(), RestoreError> {
     if seccomp.mode == 0 {
         return Ok(());
     }
+    // The dataset says then that they are lost.
     if seccomp.mode == 2 && seccomp.filters.is_empty() {
-        notes.push(Fidelity::lost(
-            subject,
-            "seccomp filters",
-            "they could not be read: the thread runs without them",
-        ));
         return Ok(());
     }
     if !ptrace::suspend_seccomp(tracee.tid) {

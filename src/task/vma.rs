@@ -41,6 +41,7 @@ pub(super) fn read(
         subject,
         root,
         vdso: mm.ptr("context.vdso").unwrap_or(0),
+        vdso_image: mm.follow("context.vdso_image").ok(),
         heap: (mm.u("start_brk")?, mm.u("brk")?),
         orphans: HashMap::new(),
     };
@@ -84,6 +85,8 @@ struct Reader<'a, 'k> {
     subject: &'a str,
     root: Option<Place>,
     vdso: u64,
+    /// The kernel's own copy of the vDSO, which every process's is mapped from.
+    vdso_image: Option<Object<'k>>,
     heap: (u64, u64),
     /// Pages in the cache of files without a name, by inode.
     orphans: HashMap<u64, Vec<PageRun>>,
@@ -127,6 +130,24 @@ impl<'k> Reader<'_, 'k> {
         })
     }
 
+    /// The vDSO's code, by which another kernel's can be told apart.
+    fn vdso_pages(&self, x: &Extraction<'_, 'k>, start: u64, end: u64) -> Vec<PageRun> {
+        let data = self.vdso_image.as_ref().and_then(|i| i.ptr("data").ok());
+        let mut pages = Vec::new();
+        for (index, at) in (start..end).step_by(4096).enumerate() {
+            let place = data.map(|data| data.wrapping_add(index as u64 * PAGE));
+            let Some(frame) = place.and_then(|va| x.kernel.virt_to_phys(va).ok()) else {
+                return Vec::new();
+            };
+            pages.push(PageRun {
+                start: at,
+                count: 1,
+                content: PageContent::Frame(frame / PAGE),
+            });
+        }
+        pages
+    }
+
     fn without_file(
         &mut self,
         x: &mut Extraction<'_, 'k>,
@@ -143,10 +164,14 @@ impl<'k> Reader<'_, 'k> {
                 "[vvar]" | "[vvar_vclock]" => MappingKind::Vvar,
                 _ => MappingKind::Unsupported { why: name },
             };
-            return Ok((kind, Vec::new()));
+            let pages = match kind {
+                MappingKind::Vdso => self.vdso_pages(x, start, end),
+                _ => Vec::new(),
+            };
+            return Ok((kind, pages));
         }
         if start == self.vdso {
-            return Ok((MappingKind::Vdso, Vec::new()));
+            return Ok((MappingKind::Vdso, self.vdso_pages(x, start, end)));
         }
         if flags & (VM_PFNMAP | VM_IO) != 0 {
             let why = "memory of a device, mapped without a file".to_owned();

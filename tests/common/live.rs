@@ -46,7 +46,7 @@ impl PageSource for Memory {
 }
 
 impl Memory {
-    fn store(&mut self, start: u64, bytes: &[u8]) -> PageRun {
+    pub fn store(&mut self, start: u64, bytes: &[u8]) -> PageRun {
         let at = self.0.len() as u64;
         self.0.extend(bytes);
         PageRun {
