@@ -67,6 +67,22 @@ impl Verdict {
         }
     }
 
+    /// The last lines before the crash and the first after the restore, for
+    /// people to see with their own eyes. Lines are cut to `width` characters.
+    #[must_use]
+    pub fn around(&self, name: &str, width: usize) -> String {
+        let cut = |line: &String| line.chars().take(width).collect::<String>();
+        let mut text = format!("{name}, the last lines before the crash:\n");
+        for line in &self.lines_before {
+            text += &format!("  │ {}\n", cut(line));
+        }
+        text += &format!("{name}, the first lines after the restore:\n");
+        for line in &self.lines_after {
+            text += &format!("  ▶ {}\n", cut(line));
+        }
+        text
+    }
+
     fn fault(&mut self, line: usize, what: impl Into<String>, text: &str) {
         if self.faults.len() < MOST_FAULTS {
             self.faults.push(Fault {

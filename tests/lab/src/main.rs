@@ -53,6 +53,9 @@ enum Command {
         /// Judge all outputs at the end (implied by --lines)
         #[arg(long)]
         judge: bool,
+        /// Show the lines on both sides of the crash
+        #[arg(long)]
+        around: bool,
         /// CPUs of the rebooted host
         #[arg(long)]
         cpus: Option<u32>,
@@ -192,6 +195,7 @@ fn run(command: Command) -> Result<ExitCode> {
             seconds,
             lines,
             judge,
+            around,
             cpus,
             keep,
             commands,
@@ -209,9 +213,12 @@ fn run(command: Command) -> Result<ExitCode> {
             }
             let lab = Lab::of(&dump)?;
             let dir = keep.unwrap_or_else(|| lab.new_run());
-            return run_again(
-                &lab, &dump, &luggage, &dir, &commands, seconds, lines, judge,
-            );
+            let after = After {
+                lines,
+                judge: judge || around,
+                around,
+            };
+            return run_again(&lab, &dump, &luggage, &dir, &commands, seconds, &after);
         }
         Command::Live {
             scenario,
@@ -229,7 +236,12 @@ fn run(command: Command) -> Result<ExitCode> {
             for command in &commands {
                 print(command, &host.run(command, Duration::from_secs(300))?);
             }
-            return finish(host, lines, judge, &dir);
+            let after = After {
+                lines,
+                judge,
+                around: false,
+            };
+            return finish(host, &after, &dir);
         }
         Command::Series {
             scenario,
@@ -320,7 +332,13 @@ fn print(command: &str, output: &Output) {
     }
 }
 
-#[expect(clippy::too_many_arguments, reason = "one call, from the command line")]
+/// What is done when all commands have run.
+struct After {
+    lines: Option<usize>,
+    judge: bool,
+    around: bool,
+}
+
 fn run_again(
     lab: &Lab,
     dump: &CachedDump,
@@ -328,8 +346,7 @@ fn run_again(
     dir: &Path,
     commands: &[String],
     seconds: u64,
-    lines: Option<usize>,
-    judge: bool,
+    after: &After,
 ) -> Result<ExitCode> {
     let started = Instant::now();
     let mut host = lab.reboot_in(dump, luggage, dir)?;
@@ -343,7 +360,7 @@ fn run_again(
             code = output.code;
         }
     }
-    let judged = finish(host, lines, judge, dir)?;
+    let judged = finish(host, after, dir)?;
     Ok(match code {
         0 => judged,
         code => ExitCode::from(u8::try_from(code).unwrap_or(1)),
@@ -351,20 +368,24 @@ fn run_again(
 }
 
 /// Waits for new lines, turns the host off, judges, where that was asked for.
-fn finish(mut host: Rebooted, lines: Option<usize>, judge: bool, dir: &Path) -> Result<ExitCode> {
-    if lines.is_none() && !judge {
+fn finish(mut host: Rebooted, after: &After, dir: &Path) -> Result<ExitCode> {
+    if after.lines.is_none() && !after.judge {
         return Ok(ExitCode::SUCCESS);
     }
+    let lines = after.lines.unwrap_or(0);
     host.follow_all()?;
     for name in host.names() {
-        let waited = host.wait_new_lines(&name, lines.unwrap_or(0), Duration::from_secs(120));
+        let waited = host.wait_new_lines(&name, lines, Duration::from_secs(120));
         if let Err(error) = waited {
             eprintln!("lab: {error:#}");
         }
     }
     let aftermath = host.finish()?;
     let mut good = true;
-    for (name, verdict) in aftermath.verdicts(lines.unwrap_or(0)) {
+    for (name, verdict) in aftermath.verdicts(lines) {
+        if after.around {
+            println!("{}", verdict.around(&name, 110));
+        }
         println!("{name}: {verdict}");
         good &= verdict.is_good();
     }
