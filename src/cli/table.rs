@@ -90,7 +90,7 @@ mod tests {
     fn dates_and_sizes_read_as_people_write_them() {
         assert_eq!(super::utc(0), "1970-01-01 00:00:00 UTC");
         assert_eq!(super::utc(951_782_400), "2000-02-29 00:00:00 UTC");
-        assert_eq!(super::utc(1_795_364_460), "2026-11-22 14:21:00 UTC");
+        assert_eq!(super::utc(1_795_364_460), "2026-11-22 16:21:00 UTC");
         assert_eq!(super::bytes(160 << 20), "160 MiB");
         assert_eq!(super::bytes(1536), "1.5 KiB");
     }
