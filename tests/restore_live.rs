@@ -507,3 +507,66 @@ fn the_functions_of_another_vdso_are_led_on() {
     let now = maps.lines().find(|l| l.ends_with("[vdso]")).expect("vdso");
     assert!(!now.starts_with(&format!("{at:x}-")), "{maps}");
 }
+
+/// Ctrl-C between building and letting go.
+#[test]
+fn interrupted_it_leaves_nothing() {
+    let _one = ONE_AT_A_TIME.lock().unwrap_or_else(|e| e.into_inner());
+    if !root_or_say_so() {
+        return;
+    }
+    let mut living = Living::start("interrupted", "living");
+    let pid = living.pid();
+    let taken = living.take();
+    living.kill();
+    let prepared = prepare(&taken.dataset, &taken.memory, &Options::default()).expect("prepared");
+    assert!(living.dir.join("socket").exists());
+    vmrestore::sys::task_control::kill(std::process::id() as i32, libc::SIGINT).expect("SIGINT");
+    assert!(prepared.interrupted());
+    let error = prepared.resume().expect_err("interrupted");
+    assert!(matches!(error, RestoreError::Interrupted), "{error}");
+    assert!(!Path::new(&format!("/proc/{pid}")).exists());
+    assert!(!living.dir.join("socket").exists());
+}
+
+/// `kill -9` of vmrestore itself, at the worst moment.
+#[test]
+fn killed_it_takes_everything_along() {
+    let _one = ONE_AT_A_TIME.lock().unwrap_or_else(|e| e.into_inner());
+    if !root_or_say_so() {
+        return;
+    }
+    use std::io::BufRead;
+    let mut helper = Command::new(std::env::current_exe().expect("this test"))
+        .args(["--ignored", "--exact", "prepares_and_waits", "--nocapture"])
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("itself");
+    let output = std::io::BufReader::new(helper.stdout.take().expect("output"));
+    let pid: i32 = output
+        .lines()
+        .map_while(Result::ok)
+        .find_map(|line| line.split_once("PREPARED ")?.1.parse().ok())
+        .expect("a PID");
+    let threads = || fs::read_dir(format!("/proc/{pid}/task")).map_or(0, Iterator::count);
+    assert_eq!(threads(), 5);
+    helper.kill().expect("kill");
+    helper.wait().expect("wait");
+    let begin = Instant::now();
+    while threads() != 0 {
+        assert!(begin.elapsed() < Duration::from_secs(5), "it lives on");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+#[test]
+#[ignore = "the other half of killed_it_takes_everything_along"]
+fn prepares_and_waits() {
+    let mut living = Living::start("waits", "living");
+    let taken = living.take();
+    living.kill();
+    let prepared = prepare(&taken.dataset, &taken.memory, &Options::default()).expect("prepared");
+    let _ = fs::remove_dir_all(&living.dir);
+    println!("PREPARED {}", prepared.processes()[0].pid);
+    std::thread::sleep(Duration::from_secs(60));
+}
