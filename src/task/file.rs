@@ -146,6 +146,10 @@ fn kind<'k>(
         ("io_uring_fops", _) | (_, "[io_uring]") => return Ok(unsupported("an io_uring instance")),
         _ => {}
     }
+    if name.nameless && !inode::lives_in_memory(&inode::fs_type(object)?) {
+        // Newer kernels give anonymous inodes the mode of a regular file.
+        return Ok(unsupported("an object of the kernel that is not handled"));
+    }
     let mode = inode::mode(object)?;
     Ok(match mode & 0o170_000 {
         0o100_000 if name.nameless || name.deleted => {

@@ -61,6 +61,7 @@ pub(super) fn pages(
         wanted,
         huge_order,
         holds_swap,
+        multi_index: frames.kernel.has_type("folio_batch"),
         // Every page needs a slot, and every node holds at least one page; the
         // factor is for the tree's depth and for swapped pages, which nrpages
         // does not count.
@@ -89,6 +90,10 @@ struct Walk<'a, 'k> {
     huge_order: u32,
     /// Values are swap entries.
     holds_swap: bool,
+    /// A large folio has one entry. Since Linux commit 6b24ca4a1a8d ("mm: Use
+    /// multi-index entries in the page cache") (in v5.17), which brought
+    /// folio_batch as well.
+    multi_index: bool,
     nodes_left: u64,
     out: Vec<CachedPages>,
 }
@@ -176,9 +181,9 @@ impl Walk<'_, '_> {
                 index = index.checked_shl(self.huge_order).unwrap_or(u64::MAX);
             }
             count = 1 << self.huge_order.min(18);
-        } else if span == 1 {
+        } else if span == 1 && !self.multi_index {
             // An entry for each page, all leading to the first: how large
-            // folios were kept before they had multi-index entries.
+            // pages were kept.
             let folio_index = self.frames.index_of(page)?;
             let into = index.wrapping_sub(folio_index);
             if into != 0 && into < 512 {

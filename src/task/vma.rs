@@ -204,8 +204,21 @@ impl<'k> Reader<'_, 'k> {
             stack: false,
             heap: false,
         };
+        // Anonymous inodes first: newer kernels give them the mode of a regular
+        // file.
+        if operations(kernel, file)? == "kvm_vcpu_fops"
+            || name.path.starts_with("anon_inode:kvm-vcpu")
+        {
+            let kind = MappingKind::KvmVcpu {
+                file: x.file(file.addr(), self.root),
+                offset,
+            };
+            return Ok((kind, Vec::new()));
+        }
+        let fs_type = inode::fs_type(&object)?;
+        let is_memory = inode::lives_in_memory(&fs_type);
         match mode & 0o170_000 {
-            0o100_000 => {}
+            0o100_000 if is_memory || !(name.nameless || fs_type == "aio") => {}
             // A private mapping of /dev/zero is anonymous memory.
             0o020_000 if inode::device_number(&object)? == (1, 5) && !shared => {
                 return Ok((anonymous, self.own_pages(x, start, end, Take::All)?));
@@ -218,17 +231,13 @@ impl<'k> Reader<'_, 'k> {
                 };
                 return Ok((kind, Vec::new()));
             }
-            _ if operations(kernel, file)? == "kvm_vcpu_fops"
-                || name.path.starts_with("anon_inode:kvm-vcpu") =>
-            {
-                let kind = MappingKind::KvmVcpu {
-                    file: x.file(file.addr(), self.root),
-                    offset,
-                };
-                return Ok((kind, Vec::new()));
-            }
             _ => {
-                let why = format!("a mapping of {}", name.path);
+                let why = if fs_type == "aio" {
+                    "the ring of an asynchronous I/O context (io_setup)".to_owned()
+                } else {
+                    format!("a mapping of {}", name.path)
+                };
+                x.lost(self.subject, &format!("mapping at {start:#x}"), why.clone());
                 return Ok((MappingKind::Unsupported { why }, Vec::new()));
             }
         }
@@ -240,7 +249,7 @@ impl<'k> Reader<'_, 'k> {
         let writable = shared && flags & VM_MAYWRITE != 0;
         let inode_id = x.inode(&object, Some(&cache), &name.path, writable)?;
         let pages = if shared {
-            if writable && !inode::lives_in_memory(&inode::fs_type(&object)?) {
+            if writable && !is_memory {
                 let dirty = self.dirty_pages(x.frames, start, end, offset)?;
                 x.dirty_by_mapping(inode_id, dirty);
             }
