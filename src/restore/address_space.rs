@@ -2,8 +2,9 @@
 //! (heap, arguments, auxiliary vector, executable).
 
 use super::error::Context;
+use super::maps;
 use super::objects::Objects;
-use super::stub::{self, Family};
+use super::stub::Family;
 use super::vma_flags::{self, bit};
 use super::{RestoreError, Syscalls, calls};
 use crate::dataset::{Dataset, Fidelity, MappingKind, ObjectId, PageContent, Process, Vma};
@@ -293,5 +294,5 @@ pub fn syscall_instruction(process: &Process, memory: &std::fs::File) -> Option<
         .filter(|v| v.kind == MappingKind::Vdso)
         .chain(vmas.iter().filter(|v| v.prot() & libc::PROT_EXEC != 0))
         .filter(|v| v.prot() & libc::PROT_EXEC != 0)
-        .find_map(|v| stub::find_syscall(memory, v.start, v.end))
+        .find_map(|v| maps::find_syscall(memory, v.start, v.end))
 }

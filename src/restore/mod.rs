@@ -20,6 +20,8 @@ mod fill;
 pub mod inject;
 pub mod journal;
 pub mod kvm;
+mod machines;
+mod maps;
 mod namespaces;
 mod native;
 mod objects;

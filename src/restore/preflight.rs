@@ -2,7 +2,7 @@
 
 use super::address_space::is_filled;
 use super::error::Context;
-use super::stub::TASK_SIZE;
+use super::maps::TASK_SIZE;
 use super::{RestoreError, fill};
 use crate::dataset::{
     Dataset, Fidelity, FidelityLevel, Inode, InodeKind, MappingKind, PageContent, PageRun, Process,

@@ -8,7 +8,8 @@
 //! at the entry of each old one.
 
 use super::error::Context;
-use super::stub::{self, Family, Mapping};
+use super::maps::{self, Mapping};
+use super::stub::Family;
 use super::{RestoreError, Syscalls, calls};
 use crate::dataset::{
     Dataset, Fidelity, Host, MappingKind, PageSource, Process, SyscallResume, Vma,
@@ -88,7 +89,7 @@ pub fn map(
         .map(|v| (v.start, v.end))
         .chain([(scratch.start, scratch.end())]);
     let len = own.below + own.image.len() as u64;
-    let gap = stub::free_gap(taken, ELSEWHERE, len)
+    let gap = maps::free_gap(taken, ELSEWHERE, len)
         .ok_or_else(|| differs(pid, "there is no room for it"))?;
     not_inside(process, old)?;
     let placed = place(pid, live, sys, gap)?;
@@ -117,11 +118,11 @@ fn differs(pid: i32, what: &str) -> RestoreError {
 
 /// The running kernel's vDSO, as this very process has it.
 fn own() -> std::io::Result<Option<Own>> {
-    let maps = stub::parse_maps(&fs::read_to_string("/proc/self/maps")?);
-    let Some(code) = maps.iter().find(|m| m.name == "[vdso]") else {
+    let mapped = maps::parse_maps(&fs::read_to_string("/proc/self/maps")?);
+    let Some(code) = mapped.iter().find(|m| m.name == "[vdso]") else {
         return Ok(None);
     };
-    let data = maps
+    let data = mapped
         .iter()
         .filter(|m| m.name.starts_with("[vvar") && m.start < code.start)
         .map(|m| m.start)
@@ -171,8 +172,8 @@ fn same_kernel(host: &Host) -> bool {
 fn place(pid: i32, live: i32, sys: &mut dyn Syscalls, address: u64) -> Result<u64, RestoreError> {
     calls::plain(sys, libc::SYS_arch_prctl, [MAP_VDSO_64, address])
         .during(pid, || "arch_prctl(ARCH_MAP_VDSO_64)".into())?;
-    let maps: Vec<Mapping> = stub::mappings(live)?;
-    let code = maps.iter().find(|m| m.name == "[vdso]");
+    let mapped: Vec<Mapping> = maps::mappings(live)?;
+    let code = mapped.iter().find(|m| m.name == "[vdso]");
     code.map(|m| m.start)
         .ok_or_else(|| differs(pid, "it could not be mapped"))
 }

@@ -4,9 +4,11 @@
 //! Three rounds, in order of dependency: what stands alone; the descriptors
 //! of virtual machines, which KVM makes; epoll instances, which watch the rest.
 
+mod dress;
 mod epoll;
 mod event;
 mod inet;
+mod kvm;
 mod locks;
 mod pipe;
 mod regular;
@@ -28,9 +30,6 @@ pub use event::start_timers;
 /// Status flags that F_SETFL takes. Linux fs/fcntl.c, SETFL_MASK.
 const STATUS: i32 =
     libc::O_APPEND | libc::O_NONBLOCK | libc::O_ASYNC | libc::O_DIRECT | libc::O_NOATIME;
-
-/// `F_SETSIG`. Linux include/uapi/asm-generic/fcntl.h.
-const SETSIG: i32 = 10;
 
 /// Flags of an open(2) that opens the same thing again.
 const OPEN: i32 = libc::O_ACCMODE
@@ -120,16 +119,6 @@ impl<'d> Workshop<'d> {
     /// The processes live: the paths that they made are theirs.
     pub fn keep_paths(&mut self) {
         self.made_paths.clear();
-    }
-
-    /// The files that KVM has made in a stub.
-    pub fn add_kvm(&mut self, stub: usize, files: KvmFiles) {
-        self.kvm.insert(stub, files);
-    }
-
-    /// They, with the numbers that they have now.
-    pub fn kvm(&self, stub: usize) -> Option<&KvmFiles> {
-        self.kvm.get(&stub)
     }
 
     /// Makes and places all files of a round, in every process.
@@ -288,140 +277,6 @@ impl<'d> Workshop<'d> {
                 operations, why, ..
             } => self.stand_in(file, operations, why, place),
         }
-    }
-
-    /// A copy of a descriptor that KVM made.
-    fn kvm_file(&self, file: &OpenFile, place: &mut Place<'_>) -> Result<i32, RestoreError> {
-        let made = self.kvm.get(&place.stub);
-        let fd = made.and_then(|made| match &file.kind {
-            FileKind::KvmVm { vm } => made.vms.get(vm).copied(),
-            FileKind::KvmVcpu { vcpu, .. } => made.vcpus.get(vcpu).copied(),
-            _ => Some(made.system),
-        });
-        match fd {
-            Some(fd) => calls::fcntl(
-                place.sys,
-                fd,
-                libc::F_DUPFD_CLOEXEC,
-                i64::from(place.base).cast_unsigned(),
-            )
-            .and_then(|fd| i32::try_from(fd).map_err(|_| super::Errno(libc::EBADF)))
-            .during(place.pid, || "fcntl(F_DUPFD_CLOEXEC)".into()),
-            None if matches!(file.kind, FileKind::KvmSystem) => {
-                calls::open(place.sys, "/dev/kvm", libc::O_RDWR | libc::O_CLOEXEC)
-                    .during(place.pid, || "open /dev/kvm".into())
-            }
-            None => Err(RestoreError::Malformed {
-                pid: place.pid,
-                what: format!("the descriptor {}", file.path),
-                why: "its virtual machine belongs to no process of this dataset".into(),
-            }),
-        }
-    }
-
-    /// For what cannot be made, but whose loss a program is built to bear: a
-    /// socket on which nothing ever comes, or (of a process that died) whose
-    /// other side has gone.
-    fn stand_in(
-        &mut self,
-        file: &OpenFile,
-        operations: &str,
-        why: &str,
-        place: &mut Place<'_>,
-    ) -> Result<i32, RestoreError> {
-        let bearable = [
-            "socket_file_ops",
-            "inotify_fops",
-            "fanotify_fops",
-            "pidfd_fops",
-        ];
-        if !bearable.contains(&operations) {
-            return Err(RestoreError::Unsupported {
-                pid: place.pid,
-                what: format!("its open file {} ({operations})", file.path),
-                why: why.into(),
-            });
-        }
-        self.notes.push(Fidelity::lost(
-            format!("pid {}", place.pid),
-            format!("open file {} ({operations})", file.path),
-            format!("{why}: a socket on which nothing ever comes is in its place"),
-        ));
-        if operations == "pidfd_fops" {
-            return unix::closed(libc::SOCK_STREAM, place);
-        }
-        unix::quiet(place)
-    }
-
-    /// Status flags, owner and locks of a new file.
-    fn dress(
-        &mut self,
-        file: &OpenFile,
-        fd: i32,
-        place: &mut Place<'_>,
-    ) -> Result<(), RestoreError> {
-        let flags = file.flags.cast_signed();
-        if flags & libc::O_PATH != 0 {
-            return Ok(());
-        }
-        let status = i64::from(flags & STATUS).cast_unsigned();
-        if let Err(errno) = calls::fcntl(place.sys, fd, libc::F_SETFL, status) {
-            // A stand-in may not have all that the file had.
-            self.notes.push(Fidelity::lost(
-                format!("pid {}", place.pid),
-                format!("flags {status:#o} of {}", file.path),
-                format!("fcntl(F_SETFL): {errno}"),
-            ));
-        }
-        if let Some(owner) = file.owner.filter(|o| o.pid != 0) {
-            let known = self
-                .dataset
-                .processes
-                .iter()
-                .any(|p| p.pid == owner.pid.abs() || p.pgid == -owner.pid);
-            if known {
-                let pid = i64::from(owner.pid).cast_unsigned();
-                let signal = i64::from(owner.signal).cast_unsigned();
-                calls::fcntl(place.sys, fd, libc::F_SETOWN, pid)
-                    .and_then(|_| calls::fcntl(place.sys, fd, SETSIG, signal))
-                    .during(place.pid, || format!("fcntl(F_SETOWN) of {}", file.path))?;
-            } else {
-                self.notes.push(Fidelity::lost(
-                    format!("pid {}", place.pid),
-                    format!("owner of {}", file.path),
-                    format!("process {} is not restored", owner.pid),
-                ));
-            }
-        }
-        locks::of_file(place.pid, fd, file, place.sys)
-    }
-
-    /// The number that a file of a virtual machine has for good, for those
-    /// calls that come after its making.
-    ///
-    /// # Errors
-    /// fcntl refused.
-    pub fn settle_kvm(
-        &mut self,
-        stub: usize,
-        family: &mut Family<'_>,
-        objects: &Objects,
-    ) -> Result<(), RestoreError> {
-        let pid = family.process(stub)?.pid;
-        let sys = family.leader(stub)?;
-        let Some(files) = self.kvm.get_mut(&stub) else {
-            return Ok(());
-        };
-        let all = files
-            .vms
-            .values_mut()
-            .chain(files.vcpus.values_mut())
-            .chain(files.temporary.iter_mut())
-            .chain([&mut files.system]);
-        for fd in all.filter(|fd| **fd >= 0) {
-            *fd = calls::raise(sys, *fd, objects.base).during(pid, || "fcntl".into())?;
-        }
-        Ok(())
     }
 
     /// Closes every temporary descriptor, but those that KVM needs for good.
