@@ -95,7 +95,11 @@ pub fn prepare<'d>(
         }
         result => result,
     };
-    let (family, workshop, goals) = built?;
+    let (family, workshop, goals) = match built {
+        // A call that did not come back, say an open on a dead NFS server.
+        Err(_) if guard.interrupted() => return Err(RestoreError::Interrupted),
+        other => other?,
+    };
     let restored = describe(dataset, &family, &workshop.notes);
     Ok(Prepared {
         dataset,

@@ -10,9 +10,19 @@ extern "C" fn note(_signal: libc::c_int) {
 
 /// While this lives, SIGINT and SIGTERM set a flag instead of ending the
 /// program at once; their former dispositions come back when it is dropped.
-#[derive(Debug)]
 pub struct Guard {
-    former: Vec<(i32, libc::sighandler_t)>,
+    former: Vec<(i32, libc::sigaction)>,
+}
+
+impl std::fmt::Debug for Guard {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Guard(interrupted: {})", self.interrupted())
+    }
+}
+
+/// A signal has come since the last [`Guard::install`].
+pub(super) fn pending() -> bool {
+    INTERRUPTED.load(Ordering::Relaxed)
 }
 
 impl Guard {
@@ -23,9 +33,14 @@ impl Guard {
         let former = [libc::SIGINT, libc::SIGTERM]
             .into_iter()
             .filter_map(|signal| {
-                // SAFETY: the handler only stores to an atomic.
-                let old = unsafe { libc::signal(signal, handler as *const () as usize) };
-                (old != libc::SIG_ERR).then_some((signal, old))
+                // SAFETY: made of integers; zero is a value of each. Without
+                // SA_RESTART: a wait for a tracee that hangs must end.
+                let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
+                action.sa_sigaction = handler as *const () as usize;
+                let mut old = action;
+                // SAFETY: the handler only stores to an atomic; both live.
+                let done = unsafe { libc::sigaction(signal, &raw const action, &raw mut old) };
+                (done == 0).then_some((signal, old))
             })
             .collect();
         Self { former }
@@ -33,7 +48,7 @@ impl Guard {
 
     /// A signal has come.
     pub fn interrupted(&self) -> bool {
-        INTERRUPTED.load(Ordering::Relaxed)
+        pending()
     }
 }
 
@@ -41,7 +56,7 @@ impl Drop for Guard {
     fn drop(&mut self) {
         for (signal, old) in self.former.drain(..) {
             // SAFETY: `old` is what the kernel gave for this signal.
-            unsafe { libc::signal(signal, old) };
+            unsafe { libc::sigaction(signal, &raw const old, std::ptr::null_mut()) };
         }
     }
 }

@@ -210,7 +210,8 @@ pub fn rseq(tid: i32) -> io::Result<Option<(u64, u32, u32)>> {
 /// Waits for a tracee's next stop, or its end.
 ///
 /// # Errors
-/// ECHILD when it is no tracee of this thread.
+/// ECHILD when it is no tracee of this thread; EINTR when Ctrl-C came while
+/// waiting.
 pub fn wait(tid: i32) -> io::Result<Stop> {
     loop {
         let mut status = 0;
@@ -218,7 +219,7 @@ pub fn wait(tid: i32) -> io::Result<Stop> {
         let got = unsafe { libc::waitpid(tid, &raw mut status, libc::__WALL) };
         if got == -1 {
             let e = io::Error::last_os_error();
-            if e.kind() == io::ErrorKind::Interrupted {
+            if e.kind() == io::ErrorKind::Interrupted && !super::interrupt::pending() {
                 continue;
             }
             return Err(e);
