@@ -61,6 +61,7 @@ pub fn extract(kernel: &Kernel, pids: &[i32]) -> Result<Extracted, TaskError> {
         references: HashMap::new(),
         orphans: HashSet::new(),
         address_spaces: HashSet::new(),
+        children: Vec::new(),
     };
     let clocks = x.clocks.fidelity();
     x.out.fidelity.push(clocks);
@@ -103,6 +104,8 @@ pub(super) struct Extraction<'a, 'k> {
     /// First addresses of the process's areas, and identities of memories,
     /// whose missing pages are a deleted file's that no cache had.
     pub orphans: HashSet<u64>,
+    /// Children of the processes: parent, child, whether it was dead.
+    pub children: Vec<(i32, i32, bool)>,
     /// `mm_struct`s of the processes.
     pub address_spaces: HashSet<u64>,
 }
@@ -325,6 +328,7 @@ impl<'k> Extraction<'_, 'k> {
         }
         super::zeros::settle_shared(self);
         self.note_compressed_swap();
+        self.note_children();
         super::holders::close_pipes(self);
         super::holders::foreign_mappings(self);
         super::socket::missing_peers(self);
@@ -346,6 +350,26 @@ impl<'k> Extraction<'_, 'k> {
         };
         self.out.processes.sort_by_key(|p| depth(p.pid));
         self.out.fidelity.dedup();
+    }
+
+    /// Children that are not restored with their parents.
+    fn note_children(&mut self) {
+        let pids: HashSet<i32> = self.out.processes.iter().map(|p| p.pid).collect();
+        for (parent, child, dead) in std::mem::take(&mut self.children) {
+            if dead {
+                self.lost(
+                    &format!("pid {parent}"),
+                    "child",
+                    format!("{child} was dead and not waited for: its exit status is gone"),
+                );
+            } else if !pids.contains(&child) {
+                self.lost(
+                    &format!("pid {parent}"),
+                    "child",
+                    format!("{child} is not restored with it"),
+                );
+            }
+        }
     }
 
     /// Swapped pages that zswap holds are on no device.

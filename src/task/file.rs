@@ -150,6 +150,12 @@ fn kind<'k>(
         // Newer kernels give anonymous inodes the mode of a regular file.
         return Ok(unsupported("an object of the kernel that is not handled"));
     }
+    if matches!(
+        inode::fs_type(object)?.as_str(),
+        "mqueue" | "secretmem" | "aio"
+    ) {
+        return Ok(unsupported("a message queue, secret memory or an AIO ring"));
+    }
     let mode = inode::mode(object)?;
     Ok(match mode & 0o170_000 {
         0o100_000 if name.nameless || name.deleted => {

@@ -190,10 +190,20 @@ impl Walk<'_, '_> {
                 page = page.wrapping_add(into * self.frames.kernel.size_of("page")?);
             }
         }
+        let first = self.frames.kernel.page_to_pfn(page)?;
+        // Most files lie in memory in long pieces.
+        if let Some(last) = self.out.last_mut()
+            && last.index.checked_add(last.count) == Some(index)
+            && let CachePlace::Frame(start) = last.place
+            && start.checked_add(last.count) == Some(first)
+        {
+            last.count = last.count.saturating_add(count);
+            return Ok(());
+        }
         self.out.push(CachedPages {
             index,
             count,
-            place: CachePlace::Frame(self.frames.kernel.page_to_pfn(page)?),
+            place: CachePlace::Frame(first),
         });
         Ok(())
     }

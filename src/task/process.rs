@@ -5,7 +5,7 @@ use super::list::{PF_KTHREAD, int, raw_state};
 use super::path::{self, Place};
 use super::{TaskError, access, fpu, mm, registers, signal, thread, timer, zeros};
 use crate::dataset::{Fd, FsState, Process, ResourceLimit};
-use crate::kernel::{KernelError, Object, XsaveLayout};
+use crate::kernel::{KernelError, Object, XsaveLayout, containers};
 
 /// Indices into `signal.pids`: PIDTYPE_PGID, PIDTYPE_SID.
 const PGID: u64 = 2;
@@ -52,6 +52,21 @@ pub(super) fn read(x: &mut Extraction<'_, '_>, task: &Object<'_>) -> Result<Proc
         .and_then(|fs| Place::of(&fs.get("root")?))
         .ok();
 
+    if foreign_root(x, alive, root) {
+        return Err(TaskError::Unsupported {
+            pid,
+            comm,
+            what: "it ran in a container: its root directory is not the host's".into(),
+        });
+    }
+    if threads.iter().all(|t| t.addr() != task.addr()) {
+        x.lost(
+            &subject,
+            "leader",
+            "its first thread had ended before the others: the oldest of them takes its place",
+        );
+    }
+    note_children(x, &threads, pid);
     // Those of the last process; identities of memories are kernel addresses.
     x.address_spaces.insert(mm_struct.addr());
     x.orphans.retain(|at| *at >> 63 != 0);
@@ -279,6 +294,40 @@ fn note_unshared(
                     int(task, "pid").unwrap_or(0)
                 ),
             );
+        }
+    }
+}
+
+/// Another file system than the host's stands at the process's root, by a mount
+/// namespace of its own: its paths mean nothing to the host. A namespace alone
+/// does no harm (libvirt gives each QEMU one), nor does a chroot within the
+/// host's.
+fn foreign_root(x: &Extraction<'_, '_>, task: &Object<'_>, root: Option<Place>) -> bool {
+    let namespace = |task: &Object<'_>| task.follow("nsproxy")?.ptr("mnt_ns");
+    let first_root = |task: &Object<'_>| Place::of(&task.follow("fs")?.get("root")?);
+    let Some((first, root)) = super::list::find(x.kernel, 1).ok().zip(root) else {
+        return false;
+    };
+    match (namespace(task), namespace(&first), first_root(&first)) {
+        (Ok(own), Ok(hosts), Ok(hosts_root)) => own != hosts && root.dentry != hosts_root.dentry,
+        _ => false,
+    }
+}
+
+/// Remembers the children that it would have waited for.
+fn note_children(x: &mut Extraction<'_, '_>, threads: &[Object<'_>], pid: i32) {
+    const EXIT_ZOMBIE: u64 = 0x20;
+    for thread in threads {
+        let children = thread
+            .get("children")
+            .and_then(|head| containers::list(&head, "task_struct", "sibling"));
+        for child in children.unwrap_or_default() {
+            let dead = child
+                .u("exit_state")
+                .is_ok_and(|state| state & EXIT_ZOMBIE != 0);
+            if let Ok(child) = int(&child, "tgid") {
+                x.children.push((pid, child, dead));
+            }
         }
     }
 }

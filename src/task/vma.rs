@@ -218,7 +218,9 @@ impl<'k> Reader<'_, 'k> {
         let fs_type = inode::fs_type(&object)?;
         let is_memory = inode::lives_in_memory(&fs_type);
         match mode & 0o170_000 {
-            0o100_000 if is_memory || !(name.nameless || fs_type == "aio") => {}
+            0o100_000
+                if is_memory
+                    || !(name.nameless || matches!(fs_type.as_str(), "aio" | "secretmem")) => {}
             // A private mapping of /dev/zero is anonymous memory.
             0o020_000 if inode::device_number(&object)? == (1, 5) && !shared => {
                 return Ok((anonymous, self.own_pages(x, start, end, Take::All)?));
