@@ -544,6 +544,31 @@ pub fn flatten(image: &[u8], block: usize, shuffle: bool) -> Vec<u8> {
     out
 }
 
+/// makedumpfile -F of a kdump-compressed `image`, as 1.7.2 really writes it: the bitmaps end with
+/// their last byte that is used, and nothing fills their blocks.
+pub fn flatten_without_padding(image: &[u8], pages: usize) -> Vec<u8> {
+    let word = |at: usize| u32::from_le_bytes(image[at..at + 4].try_into().unwrap()) as usize;
+    // sub_hdr_size and bitmap_blocks of struct disk_dump_header.
+    let (bitmap, blocks) = ((1 + word(432)) * PAGE, word(436));
+    let half = blocks / 2 * PAGE;
+    let used = pages.div_ceil(8);
+    let (second, data) = (bitmap + half, bitmap + 2 * half);
+    let mut out = flatten(&image[..bitmap], 65536, false);
+    for (from, to) in [
+        (bitmap, bitmap + used),
+        (second, second + used),
+        (data, image.len()),
+    ] {
+        // In place of the end mark.
+        out.truncate(out.len() - 16);
+        out.extend_from_slice(&(from as u64).to_be_bytes());
+        out.extend_from_slice(&((to - from) as u64).to_be_bytes());
+        out.extend_from_slice(&image[from..to]);
+        out.extend_from_slice(&[0xff; 16]);
+    }
+    out
+}
+
 /// Puts bytes at an offset, growing what is too short.
 pub fn put(out: &mut Vec<u8>, at: usize, bytes: &[u8]) {
     if out.len() < at + bytes.len() {
