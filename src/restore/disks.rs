@@ -52,6 +52,16 @@ pub enum DiskError {
         /// How many 4 KiB pages.
         pages: u64,
     },
+    /// Unwritten pages of a block device, which nothing tells from another.
+    #[error(
+        "{path}: {pages} pages were not written yet to this block device, and nothing proves that its name still means the same device"
+    )]
+    BlockDevice {
+        /// Its path.
+        path: String,
+        /// How many 4 KiB pages.
+        pages: u64,
+    },
     /// No room for the unwritten pages.
     #[error("{path}: {needed} bytes of unwritten data need room, its file system has {free}")]
     NoSpace {
@@ -122,7 +132,7 @@ pub fn write_back(
     journal: &Journal,
 ) -> Result<WrittenBack, DiskError> {
     let mut done = WrittenBack::default();
-    for inode in on_disk(dataset).filter(|i| i.kind == InodeKind::Regular && i.writable) {
+    for inode in on_disk(dataset).filter(|i| i.writable) {
         let bytes = write_back_one(inode, pages, journal)?;
         done.files += u64::from(bytes > 0);
         done.bytes += bytes;
@@ -134,10 +144,19 @@ pub fn write_back(
 fn on_disk(dataset: &Dataset) -> impl Iterator<Item = &Inode> {
     dataset.inodes.iter().filter(|i| {
         i.links > 0
-            && matches!(i.kind, InodeKind::Regular)
             && (i.writable || !i.dirty.is_empty())
-            && !is_volatile(&i.fs_type)
+            && match i.kind {
+                InodeKind::Regular => !is_volatile(&i.fs_type),
+                _ => is_unwritten_device(i),
+            }
     })
+}
+
+/// A block device with pages that never reached it.
+fn is_unwritten_device(inode: &Inode) -> bool {
+    const TYPE: u32 = 0o170_000;
+    const BLOCK: u32 = 0o060_000;
+    inode.mode & TYPE == BLOCK && !inode.dirty.is_empty()
 }
 
 /// File systems whose files do not outlive the host.
@@ -188,6 +207,19 @@ fn check_one(inode: &Inode, journal: Option<&Journal>, force: bool) -> Result<()
             path: inode.path.clone(),
             pages: lost,
         });
+    }
+    if is_unwritten_device(inode) {
+        // A device has no times of its own, and names of devices are dealt out
+        // anew at each boot: only the operator can know.
+        let pages = inode.dirty.iter().map(|run| run.count).sum();
+        return if force {
+            Ok(())
+        } else {
+            Err(DiskError::BlockDevice {
+                path: inode.path.clone(),
+                pages,
+            })
+        };
     }
     let ours = match journal {
         Some(journal) => journal.written_back(inode.number)? == Some(ctime(&now)),
@@ -289,7 +321,8 @@ fn write_back_one(
         .open(&inode.path)
         .map_err(io("open"))?;
     let stat = |file: &File| file.metadata().map_err(io("stat"));
-    let resized = stat(&file)?.size() != inode.size;
+    let device = is_unwritten_device(inode);
+    let resized = !device && stat(&file)?.size() != inode.size;
     if resized {
         file.set_len(inode.size).map_err(io("set the length of"))?;
     }
@@ -311,7 +344,8 @@ fn write_back_one(
                 })?;
             let at = run.start.saturating_add(first * PAGE);
             // The last page reaches beyond the end of the file; its tail is no data.
-            let len = inode.size.saturating_sub(at).min(count * PAGE) as usize;
+            let end = if device { u64::MAX } else { inode.size };
+            let len = end.saturating_sub(at).min(count * PAGE) as usize;
             first += count;
             if compare {
                 disk.resize(len, 0);
@@ -327,9 +361,11 @@ fn write_back_one(
     if written == 0 && !resized {
         return Ok(0);
     }
-    let then = UNIX_EPOCH + Duration::from_nanos(inode.mtime_ns.max(0).cast_unsigned());
-    file.set_times(FileTimes::new().set_modified(then))
-        .map_err(io("set the times of"))?;
+    if !device {
+        let then = UNIX_EPOCH + Duration::from_nanos(inode.mtime_ns.max(0).cast_unsigned());
+        file.set_times(FileTimes::new().set_modified(then))
+            .map_err(io("set the times of"))?;
+    }
     file.sync_all().map_err(io("sync"))?;
     journal.record_written(inode.number, &inode.path, ctime(&stat(&file)?))?;
     Ok(written)
@@ -366,6 +402,9 @@ impl DiskError {
             }
             Self::LostPages { .. } => {
                 "makedumpfile left out page cache: set its level to 17 (docs/kdump.md), so that the next crash loses nothing"
+            }
+            Self::BlockDevice { .. } => {
+                "see that the path names the guest's device, then say --force: its pages are written to it first"
             }
             Self::NoSpace { .. } => {
                 "make room on that file system, then run the same command again"

@@ -192,3 +192,15 @@ fn a_clean_page_that_the_journal_took_back_is_written_again() {
     let again = write_back(&s.dataset, &Numbered, &s.journal).expect("writes back");
     assert_eq!(again, WrittenBack::default());
 }
+
+#[test]
+fn unwritten_pages_of_a_block_device_wait_for_the_operator() {
+    let mut s = scene("device");
+    s.dataset.inodes[0].mode = 0o060_660;
+    s.dataset.inodes[0].kind = InodeKind::Device;
+    let wrong = check(&s.dataset, Some(&s.journal), false).expect_err("refused");
+    assert!(matches!(wrong[0], DiskError::BlockDevice { pages: 2, .. }));
+    check(&s.dataset, Some(&s.journal), true).expect("forced");
+    let done = write_back(&s.dataset, &Numbered, &s.journal).expect("writes back");
+    assert_eq!(done.bytes, 8192);
+}
