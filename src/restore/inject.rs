@@ -185,9 +185,12 @@ impl Syscalls for Tracee {
         let result = std::thread::scope(|scope| {
             let (done, is_done) = mpsc::channel::<()>();
             scope.spawn(move || {
-                if is_done.recv_timeout(limit) == Err(RecvTimeoutError::Timeout) {
+                let mut wait = limit;
+                while is_done.recv_timeout(wait) == Err(RecvTimeoutError::Timeout) {
                     // It may have gone; then its tracer hears of that.
                     let _ = task_control::kill_task(tid, libc::SIGSTOP);
+                    // Again, should it have come before the call.
+                    wait = Duration::from_millis(50);
                 }
             });
             let result = self.call(number, args);

@@ -2,6 +2,7 @@
 //! otherwise injected into another one.
 
 use crate::restore::{Errno, Syscalls};
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::Duration;
 
 /// [`Syscalls`] on the calling thread.
@@ -25,6 +26,9 @@ impl LocalSyscalls {
 
 /// The signal that ends a call that took too long.
 const INTERRUPT: i32 = libc::SIGURG;
+
+/// How long after one such signal the next is sent.
+const AGAIN: Duration = Duration::from_millis(50);
 
 extern "C" fn on_interrupt(_: i32) {}
 
@@ -56,12 +60,15 @@ impl Syscalls for LocalSyscalls {
         // SAFETY: no preconditions.
         let (pid, tid) = unsafe { (libc::getpid(), libc::gettid()) };
         std::thread::scope(|scope| {
-            let (done, is_done) = std::sync::mpsc::channel::<()>();
+            let (done, is_done) = mpsc::channel::<()>();
             scope.spawn(move || {
-                if is_done.recv_timeout(limit) == Err(std::sync::mpsc::RecvTimeoutError::Timeout) {
+                let mut wait = limit;
+                while is_done.recv_timeout(wait) == Err(RecvTimeoutError::Timeout) {
                     // SAFETY: the thread waits for this scope to end, so its
                     // tid is its own still.
                     unsafe { libc::syscall(libc::SYS_tgkill, pid, tid, INTERRUPT) };
+                    // Again, should it have come before the call.
+                    wait = AGAIN;
                 }
             });
             let result = self.syscall(number, args);

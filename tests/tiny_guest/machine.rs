@@ -245,8 +245,13 @@ impl Machine {
 
     /// A vCPU's TSC now.
     pub fn tsc(&self, vcpu: usize) -> u64 {
+        self.msr(vcpu, 0x10)
+    }
+
+    /// One of a vCPU's MSRs.
+    pub fn msr(&self, vcpu: usize, index: u32) -> u64 {
         let entry = kvm_msr_entry {
-            index: 0x10,
+            index,
             ..Default::default()
         };
         let mut msrs = Msrs::from_entries(&[entry]).expect("MSRs");
