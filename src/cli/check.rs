@@ -184,7 +184,7 @@ fn check_kernel_here(release: &str, findings: &mut Findings) {
             Exit::HostCannot,
             "this kernel",
             format!("{here}, the dead one was {release}"),
-            "boot the same kernel: the vDSO of a restored process must be the one it knows",
+            "boot the same kernel; on another one a restore is tried, with the old vDSO led to the new one, but this is not proven",
         );
     }
     if nix::unistd::geteuid().is_root() {
