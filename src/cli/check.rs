@@ -4,13 +4,14 @@
 use super::exit::{Exit, Failure};
 use super::output::print_json;
 use super::table::bytes;
-use crate::dump::{PAGE_SIZE, PageCounts};
-use crate::extract::DeadHost;
+use crate::dump::{Dump, PAGE_SIZE, PageCounts};
 use crate::extract::coverage::State;
+use crate::extract::{DeadHost, ExtractError};
 use crate::restore::{disks, kvm};
 use serde::Serialize;
 use std::fs;
 use std::path::Path;
+use std::sync::Arc;
 
 /// One thing that was looked at.
 #[derive(Debug, Serialize)]
@@ -116,11 +117,9 @@ impl Findings {
 }
 
 fn check_dump(path: &Path, findings: &mut Findings) -> Result<PageCounts, Failure> {
-    let dead = DeadHost::open(path)?;
-    let dump = dead.dump();
+    let dump = Arc::new(Dump::open(path).map_err(ExtractError::from)?);
     findings.good("format", dump.format().to_string());
     findings.good("crash", dump.identity().to_string());
-    findings.good("dead kernel", dead.kernel().release());
     check_level(dump.dump_level(), findings);
     let counts = dump.page_counts();
     if counts.truncated > 0 || dump.incomplete().is_some() {
@@ -143,8 +142,17 @@ fn check_dump(path: &Path, findings: &mut Findings) -> Result<PageCounts, Failur
             bytes((counts.present + counts.filtered + counts.truncated) * PAGE_SIZE)
         ),
     );
-    check_kernel_here(dead.kernel().release(), findings);
-    check_guests(&dead, findings)?;
+    match DeadHost::of(dump) {
+        Ok(dead) => {
+            findings.good("dead kernel", dead.kernel().release());
+            check_kernel_here(dead.kernel().release(), findings);
+            check_guests(&dead, findings)?;
+        }
+        Err(error) => {
+            let failure = Failure::from(error);
+            findings.bad(failure.exit, "dead kernel", failure.chain(), &failure.hint);
+        }
+    }
     Ok(counts)
 }
 

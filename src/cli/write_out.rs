@@ -42,7 +42,10 @@ pub fn run(path: &Path, selectors: &[String], output: &Path, json: bool) -> Resu
     for pid in pids {
         let dataset = dead.dataset(&[pid])?;
         let directory = output.join(format!("pid-{pid}"));
-        let memory_bytes = directory::write(&dataset, &pages, &directory)?;
+        let memory_bytes = directory::write(&dataset, &pages, &directory).inspect_err(|_| {
+            // Only if this run made it, and nothing else is in it.
+            let _ = std::fs::remove_dir(output);
+        })?;
         if !json {
             println!(
                 "pid {pid}: {} in {}",

@@ -36,6 +36,9 @@ pub enum ExtractError {
     /// The kernel in it cannot be understood.
     #[error("the dead kernel cannot be read")]
     Kernel(#[from] KernelError),
+    /// The dump ends before the kernel's own tables.
+    #[error("the dump was cut short, and the dead kernel is in the part that is missing")]
+    Cut(#[source] KernelError),
     /// A process cannot be read.
     #[error("a process cannot be read")]
     Task(#[from] TaskError),
@@ -51,6 +54,9 @@ impl ExtractError {
             Self::Dump(e) => e.hint(),
             Self::NoVmcoreinfo(_) => {
                 "dumps made by kdump have one; QEMU adds it with -device vmcoreinfo and the guest's qemu_fw_cfg module"
+            }
+            Self::Cut(_) => {
+                "copy the dump again, or see why the capture kernel could not finish it (disk full?)"
             }
             Self::Kernel(_) => {
                 "if the dump is whole, this kernel is not one that vmrestore knows how to read; `vmrestore check DUMP` says what was found"
@@ -75,9 +81,22 @@ impl DeadHost {
     /// # Errors
     /// See [`ExtractError`].
     pub fn open(path: &Path) -> Result<Self, ExtractError> {
-        let dump = Arc::new(Dump::open(path)?);
+        Self::of(Arc::new(Dump::open(path)?))
+    }
+
+    /// Finds the kernel in a dump.
+    ///
+    /// # Errors
+    /// See [`ExtractError`].
+    pub fn of(dump: Arc<Dump>) -> Result<Self, ExtractError> {
         let kernel = match dump.vmcoreinfo() {
-            Some(note) => Kernel::open(dump.clone(), note)?,
+            Some(note) => Kernel::open(dump.clone(), note).map_err(|error| {
+                if dump.page_counts().truncated > 0 {
+                    ExtractError::Cut(error)
+                } else {
+                    ExtractError::Kernel(error)
+                }
+            })?,
             // A dump taken from outside may lack the note; the kernel's own copy is in its memory.
             None => Kernel::discover(dump.clone()).map_err(ExtractError::NoVmcoreinfo)?,
         };
