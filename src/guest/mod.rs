@@ -1,7 +1,7 @@
 //! What was this virtual machine?
 //!
 //! KVM's guests of a dead kernel: [`guests`] finds them, [`extract`] reads one whole into a
-//! [`Vm`](crate::dataset::Vm), [`memory_coverage`] says how much of its memory the dump has.
+//! [`Vm`], [`memory_coverage`] says how much of its memory the dump has.
 //! Everything is found by name in the BTF of kvm.ko and kvm-amd.ko, which lies in the dump.
 
 mod caps;
