@@ -29,6 +29,8 @@ struct Finding {
 #[serde(rename_all = "lowercase")]
 enum Verdict {
     Good,
+    /// Worth knowing; nothing speaks against a restore.
+    Note,
     Bad,
 }
 
@@ -83,6 +85,15 @@ impl Findings {
         });
     }
 
+    fn note(&mut self, what: impl Into<String>, found: impl Into<String>) {
+        self.list.push(Finding {
+            what: what.into(),
+            found: found.into(),
+            verdict: Verdict::Note,
+            hint: None,
+        });
+    }
+
     fn bad(&mut self, exit: Exit, what: impl Into<String>, found: impl Into<String>, hint: &str) {
         if self.exit == Exit::Done {
             self.exit = exit;
@@ -103,14 +114,14 @@ impl Findings {
             .max()
             .unwrap_or(0);
         for f in &self.list {
-            let mark = if f.verdict == Verdict::Good {
-                "ok "
-            } else {
-                "BAD"
+            let mark = match f.verdict {
+                Verdict::Good => "ok  ",
+                Verdict::Note => "note",
+                Verdict::Bad => "BAD ",
             };
             println!("{mark}  {:<width$}  {}", f.what, f.found);
             if let Some(hint) = &f.hint {
-                println!("     {:<width$}  hint: {hint}", "");
+                println!("      {:<width$}  hint: {hint}", "");
             }
         }
     }
@@ -269,13 +280,19 @@ fn check_restorable(dead: &DeadHost, pid: i32, name: &str, findings: &mut Findin
         }
     }
     match kvm::preflight(&dataset.vms) {
-        Ok(problems) if problems.is_empty() => {
-            findings.good(format!("{name}: KVM"), "this host has what it needs");
-        }
         Ok(problems) => {
+            let what = format!("{name}: KVM");
+            if !problems.iter().any(|p| p.fatal) {
+                findings.good(&what, "this host has what it needs");
+            }
             for p in problems {
                 let found = format!("{}: {}", p.subject, p.what);
-                findings.bad(Exit::HostCannot, format!("{name}: KVM"), found, "");
+                if p.fatal {
+                    let hint = "restore it on a host whose CPU and KVM have this";
+                    findings.bad(Exit::HostCannot, &what, found, hint);
+                } else {
+                    findings.note(&what, found);
+                }
             }
         }
         Err(e) => findings.bad(

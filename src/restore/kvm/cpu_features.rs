@@ -167,6 +167,10 @@ pub(super) const FEATURES: &[Leaf] = &[
         ..Leaf::plain(0x8000_0001, 0, Register::Edx)
     },
     Leaf::plain(0x8000_0008, 0, Register::Ebx),
-    // KVM's paravirtual features.
-    Leaf::plain(KVM_FEATURES, 0, Register::Eax),
+    // KVM's paravirtual features. KVM_FEATURE_MSI_EXT_DEST_ID (bit 15) is the VMM's own promise:
+    // QEMU sets it where the IOAPIC is in user space, KVM never offers it.
+    Leaf {
+        made_up: 1 << 15,
+        ..Leaf::plain(KVM_FEATURES, 0, Register::Eax)
+    },
 ];
