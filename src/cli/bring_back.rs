@@ -221,6 +221,9 @@ fn refuse_unsafe(
             other => other?,
         }
     }
+    if !options.force {
+        refuse_lost_registers(dataset)?;
+    }
     if let Err(mut wrong) = disks::check(dataset, Some(journal), options.force) {
         for further in wrong.drain(1..) {
             Failure::from(further).print();
@@ -233,6 +236,23 @@ fn refuse_unsafe(
         refuse_inexact(&dataset.fidelity)?;
     }
     Ok(())
+}
+
+/// A guest whose general registers are older than its memory would run on into
+/// its own destruction, and its disks'.
+fn refuse_lost_registers(dataset: &Dataset) -> Result<(), Failure> {
+    let vcpus = dataset.vms.iter().flat_map(|vm| &vm.vcpus);
+    match vcpus.clone().find(|v| v.registers_lost) {
+        None => Ok(()),
+        Some(vcpu) => Err(Failure::new(
+            Exit::Refused,
+            format!(
+                "vCPU {} was in the guest when the host was stopped from outside: its registers are not in the dump",
+                vcpu.vcpu_id
+            ),
+            "take the dump by kdump, from a panic; --force restores the guest with the registers of its last exit, which corrupts it",
+        )),
+    }
 }
 
 fn refuse_inexact(fidelity: &[Fidelity]) -> Result<(), Failure> {
