@@ -9,7 +9,7 @@ use super::exit::{Exit, Failure};
 use super::report::{self, Line, Verdict};
 use super::select;
 use crate::dataset::{Dataset, Fidelity, FidelityLevel, PageSource};
-use crate::extract::{DeadHost, directory};
+use crate::extract::{DeadHost, REGISTERS, directory};
 use crate::restore::journal::{Journal, JournalError};
 use crate::restore::{self, disks};
 use std::path::Path;
@@ -238,19 +238,22 @@ fn refuse_unsafe(
     Ok(())
 }
 
-/// A guest whose general registers are older than its memory would run on into
-/// its own destruction, and its disks'.
+/// A guest or thread whose general registers are older than its memory would
+/// run on into its own destruction, and its disks'.
 fn refuse_lost_registers(dataset: &Dataset) -> Result<(), Failure> {
-    let vcpus = dataset.vms.iter().flat_map(|vm| &vm.vcpus);
-    match vcpus.clone().find(|v| v.registers_lost) {
+    let lost = dataset
+        .fidelity
+        .iter()
+        .find(|f| f.level == FidelityLevel::Lost && f.what == REGISTERS);
+    match lost {
         None => Ok(()),
-        Some(vcpu) => Err(Failure::new(
+        Some(f) => Err(Failure::new(
             Exit::Refused,
             format!(
-                "vCPU {} was in the guest when the host was stopped from outside: its registers are not in the dump",
-                vcpu.vcpu_id
+                "{}: its registers are not in the dump: {}",
+                f.subject, f.how
             ),
-            "take the dump by kdump, from a panic; --force restores the guest with the registers of its last exit, which corrupts it",
+            "take the dump by kdump, from a panic; --force restores it with older registers, which corrupts it",
         )),
     }
 }

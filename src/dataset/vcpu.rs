@@ -24,11 +24,6 @@ pub struct Vcpu {
     pub xsave: Blob,
     /// The guest's FPU registers were in the CPU; `xsave` is what was last saved.
     pub fpu_stale: bool,
-    /// All of the guest's registers were in the CPU and nobody saved them (the
-    /// host was stopped from outside): what is here is older, and a guest that
-    /// went on with it would be corrupted.
-    #[serde(default)]
-    pub registers_lost: bool,
     /// KVM_SET_CPUID2's table.
     pub cpuid: Vec<CpuidEntry>,
     pub lapic: Option<Lapic>,

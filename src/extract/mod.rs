@@ -13,7 +13,8 @@ mod zeros;
 pub use dump_pages::DumpPages;
 
 use crate::dataset::{
-    Dataset, FileKind, Host, ObjectId, Process, SCHEMA_VERSION, SyscallResume, Vm,
+    Dataset, Fidelity, FileKind, Host, ObjectId, Process, RunState, SCHEMA_VERSION, SyscallResume,
+    Vm,
 };
 use crate::dump::{Dump, OpenError};
 use crate::guest::{self, GuestError, GuestSummary};
@@ -176,6 +177,9 @@ impl DeadHost {
             vms.push(vm);
             parts.fidelity.extend(fidelity);
         }
+        if self.stopped_from_outside() {
+            report_live_threads(&parts.processes, &mut parts.fidelity);
+        }
         Ok(Dataset {
             schema_version: SCHEMA_VERSION,
             crash_id: self.dump.identity().to_string(),
@@ -188,6 +192,17 @@ impl DeadHost {
             vms,
             fidelity: parts.fidelity,
         })
+    }
+
+    /// The host did not panic: it was stopped, as by a hypervisor, and no CPU
+    /// was told to put its registers down. Unknown is taken for a panic.
+    pub fn stopped_from_outside(&self) -> bool {
+        /// PANIC_CPU_INVALID. Linux include/linux/panic.h.
+        const NO_CPU: u32 = u32::MAX;
+        let panic_cpu = self.kernel.symbol("panic_cpu");
+        panic_cpu
+            .and_then(|at| self.kernel.read_u32(at))
+            .is_ok_and(|cpu| cpu == NO_CPU)
     }
 
     /// The pages of this host's datasets.
@@ -217,6 +232,30 @@ fn report_exits(vm: &Vm, processes: &mut [Process]) {
         }
     }
 }
+
+/// Threads that were on a CPU of a host that was stopped from outside: what the
+/// kernel has of their registers is from when they last entered it.
+fn report_live_threads(processes: &[Process], fidelity: &mut Vec<Fidelity>) {
+    for process in processes {
+        let on_cpu = process.threads.iter().filter(|t| {
+            matches!(
+                t.run_state,
+                RunState::OnCpuUser { .. } | RunState::OnCpuKernel { .. }
+            )
+        });
+        fidelity.extend(on_cpu.map(|t| {
+            Fidelity::lost(
+                format!("pid {} thread {}", process.pid, t.tid),
+                REGISTERS,
+                "it was on a CPU of a host that was stopped from outside: what is here is what it last entered the kernel with",
+            )
+        }));
+    }
+}
+
+/// The fidelity report's word for general registers; what loses them would be
+/// corrupted if it ran on.
+pub const REGISTERS: &str = "registers";
 
 /// The VMs that a file table refers to, each once.
 fn virtual_machines(files: &[crate::dataset::OpenFile]) -> BTreeSet<ObjectId> {

@@ -178,7 +178,6 @@ impl Reader<'_, '_> {
             xcr0: arch.u("xcr0")?,
             xsave,
             fpu_stale,
-            registers_lost: found.window == Window::Inside,
             msrs,
             tsc_khz: narrow(arch, "virtual_tsc_khz")?,
             mcg_cap: arch.u("mcg_cap")?,

@@ -129,7 +129,6 @@ fn read_vcpu(machine: &mut Machine, n: usize) -> d::Vcpu {
         xcr0: vcpu.get_xcrs().expect("XCRS").xcrs[0].value,
         xsave: d::Blob(xsave.region.iter().flat_map(|w| w.to_le_bytes()).collect()),
         fpu_stale: false,
-        registers_lost: false,
         cpuid: cpuid
             .as_slice()
             .iter()
