@@ -94,7 +94,8 @@ fn show(host: &mut Rebooted, command: &str) -> Result<()> {
         stdout,
         stderr,
     } = host.run(command, 5 * MINUTE)?;
-    print!("{stdout}{stderr}");
+    // What it said while it worked, then what it found.
+    print!("{stderr}{stdout}");
     // 8: restored, with losses that were named.
     if code != 0 && code != 8 {
         bail!("{command}: exit code {code}");
