@@ -65,10 +65,15 @@ pub fn processes(
 /// # Errors
 /// As [`guests`].
 pub fn directory(dir: &Path, options: &RestoreArgs, json: bool) -> Result<Exit, Failure> {
+    // All are read before the first is restored: what is wrong with the last
+    // must not hide what became of the first.
+    let datasets = directory::find(dir)?
+        .iter()
+        .map(|dir| directory::read(dir))
+        .collect::<Result<Vec<_>, _>>()?;
     let mut lines = Vec::new();
     let mut crash = String::new();
-    for dir in directory::find(dir)? {
-        let (dataset, pages) = directory::read(&dir)?;
+    for (dataset, pages) in datasets {
         let journal = Journal::open(&options.state_dir, &dataset.crash_id)?;
         crash.clone_from(&dataset.crash_id);
         let name = name_of(&dataset);
@@ -182,11 +187,23 @@ fn bring_back(
     // From here on the disk is touched: with the bytes that the dead kernel
     // would have written. If it fails now, a second try writes them again.
     line.written_back_bytes = disks::write_back(dataset, pages, journal)?.bytes;
-    for process in prepared.processes() {
-        journal.record_resumed(process.old_pid, process.pid)?;
-    }
-    let pids: Vec<i32> = prepared.processes().iter().map(|p| p.old_pid).collect();
-    match prepared.resume() {
+    let pids: Vec<(i32, i32)> = prepared
+        .processes()
+        .iter()
+        .map(|p| (p.old_pid, p.pid))
+        .collect();
+    // A record of an earlier restore (--force) outlives a failure of this one.
+    let new: Vec<i32> = pids
+        .iter()
+        .filter(|(old, _)| journal.check(*old).is_ok())
+        .map(|(old, _)| *old)
+        .collect();
+    let resumed = pids
+        .iter()
+        .try_for_each(|(old, now)| journal.record_resumed(*old, *now))
+        .map_err(Failure::from)
+        .and_then(|()| prepared.resume().map_err(Failure::from));
+    match resumed {
         Ok(restored) => {
             line.new_pid = restored.first().map(|r| r.pid);
             // Resuming itself may have had something to say.
@@ -200,11 +217,13 @@ fn bring_back(
             };
             Ok(())
         }
-        Err(e) => {
-            for pid in pids {
-                journal.forget_resumed(pid)?;
+        Err(failure) => {
+            for pid in new {
+                if let Err(error) = journal.forget_resumed(pid) {
+                    tracing::warn!("the journal still says that pid {pid} was restored: {error}");
+                }
             }
-            Err(e.into())
+            Err(failure)
         }
     }
 }

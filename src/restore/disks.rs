@@ -200,8 +200,7 @@ fn check_one(inode: &Inode, journal: Option<&Journal>, force: bool) -> Result<()
         .dirty
         .iter()
         .filter(|run| run.content.is_missing())
-        .map(|run| run.count)
-        .sum::<u64>();
+        .fold(0u64, |sum, run| sum.saturating_add(run.count));
     if lost > 0 {
         return Err(DiskError::LostPages {
             path: inode.path.clone(),
@@ -211,7 +210,8 @@ fn check_one(inode: &Inode, journal: Option<&Journal>, force: bool) -> Result<()
     if is_unwritten_device(inode) {
         // A device has no times of its own, and names of devices are dealt out
         // anew at each boot: only the operator can know.
-        let pages = inode.dirty.iter().map(|run| run.count).sum();
+        let counts = inode.dirty.iter().map(|run| run.count);
+        let pages = counts.fold(0, u64::saturating_add);
         return if force {
             Ok(())
         } else {
@@ -280,8 +280,7 @@ fn enough_room(inode: &Inode, now: &std::fs::Metadata, file: &File) -> Result<()
         .dirty
         .iter()
         .chain(&inode.uncommitted)
-        .map(|r| r.count.saturating_mul(PAGE))
-        .sum();
+        .fold(0, |sum, r| sum.saturating_add(r.count.saturating_mul(PAGE)));
     let allocated = now.blocks().saturating_mul(512);
     let needed = dirty.min(inode.size.next_multiple_of(PAGE).saturating_sub(allocated));
     let stat = nix::sys::statvfs::fstatvfs(file).map_err(|e| DiskError::Io {
