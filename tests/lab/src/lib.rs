@@ -49,6 +49,7 @@ pub mod qmp;
 pub mod reboot;
 pub mod scenario;
 pub mod series;
+pub mod suite;
 
 use std::path::{Path, PathBuf};
 

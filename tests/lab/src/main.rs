@@ -1,5 +1,7 @@
 //! The lab's command: see docs/lab.md.
 
+use std::ffi::OsString;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -8,6 +10,7 @@ use anyhow::{Context, Result, bail};
 use clap::{Parser, Subcommand};
 use vmrestore_lab::crash::CachedDump;
 use vmrestore_lab::scenario::Death;
+use vmrestore_lab::suite::Foreign;
 use vmrestore_lab::{Lab, Luggage, Output, Rebooted, Scenario, cached_dumps, series};
 
 /// Makes real dumps of real crashes, and reboots into the host that died
@@ -115,6 +118,12 @@ enum Command {
         /// The vmrestore binary
         #[arg(long, default_value = "target/release/vmrestore")]
         vmrestore: PathBuf,
+    },
+    /// Runs makedumpfile of a newer Debian than 12, which knows zstd
+    Makedumpfile {
+        /// Its arguments
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<OsString>,
     },
     /// Removes old runs, and with --dumps the cached dumps too
     Clean {
@@ -271,6 +280,12 @@ fn run(command: Command) -> Result<ExitCode> {
             }
         }
         Command::Demo { vmrestore } => vmrestore_lab::demo::run(&vmrestore)?,
+        Command::Makedumpfile { arguments } => {
+            let dir = Lab::directory();
+            std::fs::create_dir_all(&dir).with_context(|| dir.display().to_string())?;
+            let mut program = Foreign::makedumpfile(&dir.canonicalize()?)?.command();
+            return Err(program.args(arguments).exec()).context("makedumpfile");
+        }
         Command::Clean { dumps } => {
             let dir = Lab::directory();
             for (name, wanted) in [("runs", true), ("dumps", dumps)] {

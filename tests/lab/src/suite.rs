@@ -1,0 +1,194 @@
+//! Packages of another suite of Debian than this machine's, by a package index
+//! of its own below the lab's directory: nothing of the machine's changes.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
+
+use crate::debian::run;
+
+/// Debian 13: the first suite whose makedumpfile knows zstd.
+const NEWER: &str = "trixie";
+const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
+
+/// A program of another suite with its libraries and its dynamic linker,
+/// unpacked and never installed.
+#[derive(Clone, Debug)]
+pub struct Foreign {
+    root: PathBuf,
+    program: PathBuf,
+}
+
+impl Foreign {
+    /// makedumpfile of the suite `$VMRESTORE_LAB_SUITE`, or of Debian 13, which
+    /// knows zlib, lzo and zstd. (No suite of Debian builds it with snappy.)
+    pub fn makedumpfile(lab: &Path) -> Result<Self> {
+        Self::of_package(lab, "makedumpfile", "usr/bin/makedumpfile")
+    }
+
+    /// `program` of `package`, from the cache or got now.
+    fn of_package(lab: &Path, package: &str, program: &str) -> Result<Self> {
+        let suite = std::env::var("VMRESTORE_LAB_SUITE").unwrap_or_else(|_| NEWER.to_owned());
+        let home = lab.join("packages").join(format!("{suite}-{package}"));
+        if !home.exists() {
+            get(&suite, package, &home)
+                .with_context(|| format!("{package} of Debian's suite {suite} cannot be had"))?;
+        }
+        let found = Self {
+            program: home.join(program),
+            root: home,
+        };
+        ensure!(
+            found.program.exists(),
+            "{}: not in package {package} of {suite}",
+            found.program.display()
+        );
+        Ok(found)
+    }
+
+    /// The program, to be given arguments: run by its own dynamic linker with
+    /// its own libraries.
+    #[must_use]
+    pub fn command(&self) -> Command {
+        let libraries = ["usr/lib/x86_64-linux-gnu", "lib/x86_64-linux-gnu"]
+            .map(|dir| self.root.join(dir).display().to_string())
+            .join(":");
+        // Debian 13 has it below /usr, 12 had it beside.
+        let linker = ["usr/lib64", "lib64", "lib/x86_64-linux-gnu"]
+            .map(|dir| self.root.join(dir).join("ld-linux-x86-64.so.2"))
+            .into_iter()
+            .find(|path| path.exists())
+            .unwrap_or_else(|| "/lib64/ld-linux-x86-64.so.2".into());
+        let mut command = Command::new(linker);
+        command
+            .arg("--library-path")
+            .arg(libraries)
+            .arg(&self.program);
+        command
+    }
+}
+
+/// Unpacks `package` of `suite` and the libraries that it needs into `home`,
+/// which appears only when all is there.
+fn get(suite: &str, package: &str, home: &Path) -> Result<()> {
+    let work = home.with_extension(format!("work{}", std::process::id()));
+    let _ = std::fs::remove_dir_all(&work);
+    let root = work.join("root");
+    std::fs::create_dir_all(&root)?;
+    let apt = Apt::of_suite(suite, &work.join("apt"))?;
+    let packages = apt.libraries_of(package)?;
+    eprintln!("lab: getting packages of {suite}: {}", packages.join(" "));
+    let debs = work.join("debs");
+    std::fs::create_dir_all(&debs)?;
+    run(apt
+        .command("apt-get")
+        .args(["-q", "download"])
+        .args(&packages)
+        .current_dir(&debs))?;
+    for entry in std::fs::read_dir(&debs)? {
+        run(Command::new("dpkg-deb")
+            .arg("-x")
+            .arg(entry?.path())
+            .arg(&root))?;
+    }
+    match std::fs::rename(&root, home) {
+        Ok(()) => {}
+        // Another run of the lab was faster.
+        Err(_) if home.exists() => {}
+        Err(error) => return Err(error).with_context(|| home.display().to_string()),
+    }
+    Ok(std::fs::remove_dir_all(&work)?)
+}
+
+/// apt with a package index of its own.
+struct Apt {
+    config: PathBuf,
+}
+
+impl Apt {
+    /// Gets the index of `suite`, from where this machine gets its packages.
+    fn of_suite(suite: &str, dir: &Path) -> Result<Self> {
+        let format = "$(ORIGIN) $(COMPONENT) $(REPO_URI)";
+        let targets = run(Command::new("apt-get").args([
+            "indextargets",
+            "--format",
+            format,
+            "Created-By: Packages",
+        ]))?;
+        let mirror = targets
+            .lines()
+            .filter_map(|line| line.strip_prefix("Debian main "))
+            .find(|uri| !uri.contains("security"))
+            .context("this machine has no package source of Debian's (run scripts/setup?)")?;
+        for sub in ["state/lists/partial", "cache/archives/partial"] {
+            std::fs::create_dir_all(dir.join(sub))?;
+        }
+        // Nothing is installed there, and nothing of the machine's applies.
+        std::fs::write(dir.join("status"), "")?;
+        let signed = if Path::new(KEYRING).exists() {
+            format!(" signed-by={KEYRING}")
+        } else {
+            String::new()
+        };
+        std::fs::write(
+            dir.join("sources.list"),
+            format!("deb [arch=amd64{signed}] {mirror} {suite} main\n"),
+        )?;
+        let config = dir.join("apt.conf");
+        let at = dir.display();
+        std::fs::write(
+            &config,
+            format!(
+                "Dir::State \"{at}/state\";\n\
+                 Dir::State::status \"{at}/status\";\n\
+                 Dir::Cache \"{at}/cache\";\n\
+                 Dir::Etc::sourcelist \"{at}/sources.list\";\n\
+                 Dir::Etc::sourceparts \"/dev/null\";\n\
+                 Dir::Etc::preferencesparts \"/dev/null\";\n\
+                 APT::Sandbox::User \"\";\n\
+                 Acquire::Languages \"none\";\n\
+                 Acquire::IndexTargets::deb::DEP-11::DefaultEnabled \"false\";\n\
+                 Acquire::IndexTargets::deb::Contents-deb::DefaultEnabled \"false\";\n"
+            ),
+        )?;
+        let apt = Self { config };
+        // An index that could not be got is but a warning without this.
+        run(apt
+            .command("apt-get")
+            .args(["-q", "update", "--error-on=any"]))?;
+        Ok(apt)
+    }
+
+    fn command(&self, program: &str) -> Command {
+        let mut command = Command::new(program);
+        command.env("APT_CONFIG", &self.config);
+        command
+    }
+
+    /// `package`, the libraries that it needs, and theirs. Their names differ
+    /// from suite to suite; what is no library (perl, for a script) is not
+    /// needed to run a program.
+    fn libraries_of(&self, package: &str) -> Result<Vec<String>> {
+        let mut found = BTreeSet::new();
+        let mut wanted = vec![package.to_owned()];
+        while let Some(package) = wanted.pop() {
+            if !found.insert(package.clone()) {
+                continue;
+            }
+            let text = run(self
+                .command("apt-cache")
+                .args(["depends", "--important", &package]))?;
+            let libraries = text
+                .lines()
+                .filter_map(|line| {
+                    line.trim_start_matches([' ', '|'])
+                        .strip_prefix("Depends: ")
+                })
+                .filter(|name| name.starts_with("lib") || name.starts_with("zlib"));
+            wanted.extend(libraries.map(str::to_owned));
+        }
+        Ok(found.into_iter().collect())
+    }
+}
