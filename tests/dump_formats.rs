@@ -132,6 +132,8 @@ fn every_format_gives_back_what_was_written() {
         ),
         ("zlib", 1, synth::store_zlib),
         ("lzo", 2, synth::store_lzo),
+        ("snappy", 4, synth::store_snappy),
+        ("zstd", 0x20, synth::store_zstd),
         ("zlib", 1, synth::store_mixed),
     ];
     for round in 0..6 {
@@ -487,14 +489,68 @@ fn a_damaged_page_is_an_error_and_costs_no_other() {
             "{what}"
         );
     }
-    // Known by name, though not read.
-    for (flag, name) in [(4u32, "snappy"), (0x20, "zstd")] {
-        let mut bytes = machine.kdump(Kdump::default(), &mut noise);
-        put(&mut bytes, descriptors + 13 * 24 + 12, &flag.to_le_bytes());
-        let dump = open(&bytes);
-        let error = dump.read_physical(13 * 4096, &mut [0; 8]).unwrap_err();
-        assert!(error.to_string().contains(name), "{error}");
-        assert!(dump.read_physical(14 * 4096, &mut [0; 8]).is_ok());
+}
+
+/// Streams that are sound and hold a byte too few or too many: not a page.
+#[test]
+fn a_stored_page_must_hold_exactly_one_page() {
+    type Encode = fn(&[u8]) -> Vec<u8>;
+    let zlib: Encode = |data| {
+        let mut out = flate2::write::ZlibEncoder::new(Vec::new(), flate2::Compression::fast());
+        std::io::Write::write_all(&mut out, data).unwrap();
+        out.finish().unwrap()
+    };
+    let snappy: Encode = |data| snap::raw::Encoder::new().compress_vec(data).unwrap();
+    let noise = &mut Noise(8);
+    let codecs = [
+        ("zlib", 1u32, zlib),
+        ("lzo", 2, synth::lzo_literal_runs),
+        ("snappy", 4, snappy),
+        ("zstd", 0x20, synth::zstd),
+    ];
+    for (name, flags, encode) in codecs {
+        for (len, right) in [
+            (PAGE, true),
+            (PAGE - 1, false),
+            (PAGE + 1, false),
+            (2 * PAGE, false),
+            (0, false),
+        ] {
+            let stored = encode(&vec![0x61; len]);
+            let page = || Slot::Data(Box::new([0x61; PAGE]));
+            let machine = Machine {
+                slots: vec![page(), page()],
+                vmcoreinfo: None,
+                cpus: Vec::new(),
+                qemu: false,
+            };
+            let mut bytes = machine.kdump(Kdump::default(), noise);
+            // Headers, two bitmaps, two descriptors; the second page's data go to the end.
+            let descriptor = 4 * PAGE + 24;
+            let at = bytes.len() as u64;
+            put(&mut bytes, descriptor, &at.to_le_bytes());
+            put(
+                &mut bytes,
+                descriptor + 8,
+                &(stored.len() as u32).to_le_bytes(),
+            );
+            put(&mut bytes, descriptor + 12, &flags.to_le_bytes());
+            bytes.extend_from_slice(&stored);
+            let dump = open(&bytes);
+            let mut page = [0; PAGE];
+            let read = dump.read_physical(PAGE as u64, &mut page);
+            if right {
+                read.unwrap();
+                assert_eq!(page, [0x61; PAGE]);
+            } else {
+                let error = read.unwrap_err();
+                assert!(
+                    matches!(error, ReadError::Corrupt { addr: 4096, .. }),
+                    "{name} of {len} bytes: {error}"
+                );
+                assert!(error.to_string().contains(name), "{error}");
+            }
+        }
     }
 }
 

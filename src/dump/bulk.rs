@@ -4,7 +4,7 @@ use std::num::NonZero;
 use std::sync::{Mutex, PoisonError};
 use std::thread;
 
-use super::codec::{Codec, Decoder};
+use super::codec::Decoder;
 use super::image::{Image, ImageError};
 use super::kdump::{KdumpMemory, Rank, Stored};
 use super::{Dump, Memory, Missing, PAGE_SIZE, PageFailure, ReadError};
@@ -189,12 +189,6 @@ pub(super) fn decode(
     bytes: &[u8],
     page: &mut [u8],
 ) -> Result<(), ReadError> {
-    if matches!(stored.codec, Codec::Snappy | Codec::Zstd) {
-        return Err(ReadError::UnsupportedCodec {
-            addr,
-            codec: stored.codec.name(),
-        });
-    }
     decoder
         .decode(stored.codec, bytes, page)
         .map_err(|what| ReadError::Corrupt {

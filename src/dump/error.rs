@@ -100,16 +100,6 @@ pub enum ReadError {
         /// What is wrong with them.
         what: String,
     },
-    /// The page is stored in a way that is not read.
-    #[error(
-        "page of physical address {addr:#x} is compressed with {codec}, which is not supported"
-    )]
-    UnsupportedCodec {
-        /// Physical address that was asked for.
-        addr: u64,
-        /// The codec's name.
-        codec: &'static str,
-    },
     /// The system could not read the file.
     #[error("cannot read the dump for physical address {addr:#x}, file offset {offset:#x}")]
     Io {
@@ -128,7 +118,6 @@ impl ReadError {
         match &mut self {
             ReadError::Missing { addr, .. }
             | ReadError::Corrupt { addr, .. }
-            | ReadError::UnsupportedCodec { addr, .. }
             | ReadError::Io { addr, .. } => *addr = asked,
         }
         self

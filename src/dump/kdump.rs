@@ -63,12 +63,6 @@ impl KdumpMemory {
             let text = read_area(image, headers.vmcoreinfo, "offset_vmcoreinfo")?;
             notes.vmcoreinfo = Some(vmcoreinfo_text(&text)).filter(|text| !text.is_empty());
         }
-        if let Some(codec) = headers.codec().filter(|codec| !codec.is_supported()) {
-            return Err(Refusal::unsupported(
-                format!("a kdump-compressed dump with {} pages", codec.name()),
-                "re-pack it with zlib: makedumpfile -c DUMP NEW, where makedumpfile knows that compression",
-            ));
-        }
         let half = headers.bitmap_blocks / 2 * PAGE_SIZE;
         let mut memory = KdumpMemory {
             ram_bitmap: headers.bitmap,

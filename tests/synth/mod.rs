@@ -434,18 +434,45 @@ pub fn store_lzo(page: &[u8; PAGE], noise: &mut Noise) -> (Vec<u8>, u32) {
     }
 }
 
+pub fn store_snappy(page: &[u8; PAGE], noise: &mut Noise) -> (Vec<u8>, u32) {
+    let bytes = snap::raw::Encoder::new().compress_vec(page).unwrap();
+    if bytes.len() < PAGE {
+        (bytes, 4)
+    } else {
+        store_raw(page, noise)
+    }
+}
+
+pub fn store_zstd(page: &[u8; PAGE], noise: &mut Noise) -> (Vec<u8>, u32) {
+    let bytes = zstd(page);
+    if bytes.len() < PAGE {
+        (bytes, 0x20)
+    } else {
+        store_raw(page, noise)
+    }
+}
+
+pub fn zstd(data: &[u8]) -> Vec<u8> {
+    let mut bytes = vec![0; data.len() + 1024];
+    let size = zstd_safe::compress(&mut bytes[..], data, 1).unwrap();
+    bytes.truncate(size);
+    bytes
+}
+
 /// Each page by another codec.
 pub fn store_mixed(page: &[u8; PAGE], noise: &mut Noise) -> (Vec<u8>, u32) {
-    match noise.below(3) {
+    match noise.below(5) {
         0 => store_raw(page, noise),
         1 => store_zlib(page, noise),
+        2 => store_snappy(page, noise),
+        3 => store_zstd(page, noise),
         _ => store_lzo(page, noise),
     }
 }
 
 /// A plain LZO1X encoder: runs of equal bytes as one literal and an overlapping match, the rest as
 /// literals. Linux Documentation/staging/lzo.rst.
-fn lzo_literal_runs(page: &[u8]) -> Vec<u8> {
+pub fn lzo_literal_runs(page: &[u8]) -> Vec<u8> {
     let mut out = Vec::new();
     let mut literals: Vec<u8> = Vec::new();
     let mut at = 0;
