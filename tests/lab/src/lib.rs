@@ -47,6 +47,7 @@ pub mod machine;
 pub mod programs;
 pub mod qmp;
 pub mod reboot;
+pub mod recode;
 pub mod scenario;
 pub mod series;
 pub mod suite;

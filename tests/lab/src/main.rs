@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use clap::{Parser, Subcommand};
 use vmrestore_lab::crash::CachedDump;
+use vmrestore_lab::recode::{Codec, recode};
 use vmrestore_lab::scenario::Death;
 use vmrestore_lab::suite::Foreign;
 use vmrestore_lab::{Lab, Luggage, Output, Rebooted, Scenario, cached_dumps, series};
@@ -124,6 +125,16 @@ enum Command {
         /// Its arguments
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<OsString>,
+    },
+    /// Stores the pages of a dump that makedumpfile -c made with another codec
+    Recode {
+        /// How
+        #[arg(long, value_enum)]
+        codec: Codec,
+        /// The dump
+        from: PathBuf,
+        /// The file to write
+        to: PathBuf,
     },
     /// Removes old runs, and with --dumps the cached dumps too
     Clean {
@@ -286,6 +297,7 @@ fn run(command: Command) -> Result<ExitCode> {
             let mut program = Foreign::makedumpfile(&dir.canonicalize()?)?.command();
             return Err(program.args(arguments).exec()).context("makedumpfile");
         }
+        Command::Recode { codec, from, to } => recode(&from, &to, codec)?,
         Command::Clean { dumps } => {
             let dir = Lab::directory();
             for (name, wanted) in [("runs", true), ("dumps", dumps)] {
