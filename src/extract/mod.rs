@@ -6,10 +6,13 @@
 //! [`DumpPages`] hands out their pages. [`directory`] does the same from files.
 
 pub mod coverage;
+mod crash;
 pub mod directory;
 mod dump_pages;
+mod panic_lines;
 mod zeros;
 
+pub use crash::{Crash, LogLine};
 pub use dump_pages::DumpPages;
 
 use crate::dataset::{
@@ -197,12 +200,7 @@ impl DeadHost {
     /// The host did not panic: it was stopped, as by a hypervisor, and no CPU
     /// was told to put its registers down. Unknown is taken for a panic.
     pub fn stopped_from_outside(&self) -> bool {
-        /// PANIC_CPU_INVALID. Linux include/linux/panic.h.
-        const NO_CPU: u32 = u32::MAX;
-        let panic_cpu = self.kernel.symbol("panic_cpu");
-        panic_cpu
-            .and_then(|at| self.kernel.read_u32(at))
-            .is_ok_and(|cpu| cpu == NO_CPU)
+        crash::stopped_from_outside(&self.kernel).unwrap_or(false)
     }
 
     /// The pages of this host's datasets.

@@ -90,6 +90,12 @@ impl AddressMap {
         self.direct_base = base;
     }
 
+    /// Has every address outside the image go through the page tables: a kernel that randomises its
+    /// direct map says where it is in a variable, which takes kallsyms to find.
+    pub(super) fn forget_direct_map(&mut self) {
+        self.direct_size = 0;
+    }
+
     /// Whether 57 bits of a virtual address count, and not 48.
     pub(super) fn five_levels(&self) -> bool {
         self.five_levels

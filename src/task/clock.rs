@@ -13,7 +13,7 @@ use crate::dataset::{Fidelity, Host};
 use crate::kernel::{Kernel, KernelError, Object};
 
 /// How many of the log's last records are looked at for the newest time.
-const LAST_RECORDS: u64 = 32;
+const LAST_RECORDS: usize = 32;
 /// Longest time that a timekeeper may have gone without an update. Seconds.
 const MAX_IDLE_S: i64 = 24 * 3600;
 
@@ -61,18 +61,11 @@ pub fn host(kernel: &Kernel) -> Result<Host, TaskError> {
         what: "timekeeper",
         source,
     })?;
-    let uts = kernel
-        .symbol("init_uts_ns")
-        .and_then(|addr| kernel.object("uts_namespace", addr));
-    let name = |field: &str| {
-        uts.clone()
-            .and_then(|ns| ns.get(&format!("name.{field}"))?.string())
-            .unwrap_or_default()
-    };
+    let names = kernel.names().unwrap_or_default();
     Ok(Host {
         release: kernel.release().to_owned(),
-        version: name("version"),
-        hostname: name("nodename"),
+        version: names.version,
+        hostname: names.nodename,
         realtime_ns: clocks.realtime,
         monotonic_ns: clocks.monotonic,
         boottime_ns: clocks.boottime,
@@ -180,29 +173,8 @@ fn variable(kernel: &Kernel, name: &str) -> Result<u64, KernelError> {
 
 /// `local_clock()` of the newest record in the log. Nanoseconds.
 fn last_log_time(kernel: &Kernel) -> Result<u64, KernelError> {
-    let prb = kernel.read_u64(kernel.symbol("prb")?)?;
-    let ring = kernel.object("printk_ringbuffer", prb)?.get("desc_ring")?;
-    let bits = ring.u("count_bits")?;
-    let head = ring.u("head_id.counter")?;
-    let infos = ring.ptr("infos")?;
-    if !(1..=30).contains(&bits) {
-        return Err(KernelError::Damaged {
-            what: "printk_ringbuffer.desc_ring",
-            addr: prb,
-            detail: format!("count_bits is {bits}"),
-        });
-    }
-    let size = kernel.size_of("printk_info")?;
-    let mut newest = 0;
-    for back in 0..LAST_RECORDS.min(1 << bits) {
-        let index = head.wrapping_sub(back) & ((1 << bits) - 1);
-        let at = infos.wrapping_add(index.wrapping_mul(size));
-        let info = kernel.object("printk_info", at)?;
-        if info.u("text_len")? != 0 {
-            newest = newest.max(info.u("ts_nsec")?);
-        }
-    }
-    Ok(newest)
+    let records = kernel.log(LAST_RECORDS)?;
+    Ok(records.iter().map(|r| r.time_ns).max().unwrap_or(0))
 }
 
 /// The TSC when `local_clock()` stood at `ns`. arch/x86/kernel/tsc.c,

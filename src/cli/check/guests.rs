@@ -1,0 +1,235 @@
+//! The guests: is their memory in the dump, are their disks as they were, can this host run them?
+
+use super::findings::Findings;
+use crate::cli::exit::{Exit, Failure};
+use crate::cli::list::unsupported;
+use crate::extract::coverage::{Coverage, State};
+use crate::extract::{DeadHost, ExtractError};
+use crate::guest::GuestSummary;
+use crate::restore::{disks, kvm};
+use crate::task::ProcessSummary;
+use serde::Serialize;
+use std::collections::BTreeSet;
+
+/// One guest, as the JSON document has it.
+#[derive(Debug, Serialize)]
+pub(super) struct GuestReport {
+    pub number: usize,
+    pub name: Option<String>,
+    pub pid: i32,
+    pub vmm: String,
+    pub state: State,
+    /// Pages of its VMM, in which the guest's own are.
+    pub memory: Coverage,
+    /// Nothing here speaks against restoring it.
+    pub restorable: bool,
+    /// What does, the first of it.
+    pub obstacle: Option<String>,
+}
+
+/// How many processes have all of their memory in the dump.
+#[derive(Debug, Default, Serialize)]
+pub(super) struct ProcessesReport {
+    pub whole: usize,
+    pub total: usize,
+}
+
+/// What was found of all guests.
+#[derive(Debug, Default)]
+pub(super) struct Guests {
+    pub list: Vec<GuestReport>,
+    pub processes: ProcessesReport,
+    /// What of this host is in the way of every restore.
+    pub host_obstacle: Option<String>,
+}
+
+impl Guests {
+    /// Something of this host is in the way of all.
+    pub fn obstacle(&mut self, what: String) {
+        self.host_obstacle.get_or_insert(what);
+    }
+
+    /// The filter took pages from some guest.
+    pub fn filtered(&self) -> bool {
+        self.list.iter().any(|g| g.memory.filtered > 0)
+    }
+}
+
+/// Checks each guest, and counts the processes that are whole.
+pub(super) fn check(
+    dead: &DeadHost,
+    findings: &mut Findings,
+    out: &mut Guests,
+) -> Result<(), ExtractError> {
+    let processes = dead.processes()?;
+    for (index, guest) in dead.guests()?.iter().enumerate() {
+        let task = processes
+            .iter()
+            .find(|p| p.pid == guest.pid)
+            .map(|p| p.task);
+        let coverage = task.and_then(|t| dead.coverage(t));
+        let report = check_guest(dead, index + 1, guest, coverage, findings);
+        out.list.push(report);
+    }
+    count_processes(dead, &processes, findings, out);
+    Ok(())
+}
+
+fn count_processes(
+    dead: &DeadHost,
+    processes: &[ProcessSummary],
+    findings: &mut Findings,
+    out: &mut Guests,
+) {
+    let user: Vec<&ProcessSummary> = processes.iter().filter(|p| !p.kernel_thread).collect();
+    let whole = user
+        .iter()
+        .filter(|p| {
+            dead.coverage(p.task)
+                .is_some_and(|c| c.state() == State::Whole)
+        })
+        .count();
+    out.processes = ProcessesReport {
+        whole,
+        total: user.len(),
+    };
+    findings.note(
+        "processes",
+        format!(
+            "{whole} of {} have all of their memory in the dump",
+            user.len()
+        ),
+    );
+}
+
+fn check_guest(
+    dead: &DeadHost,
+    number: usize,
+    guest: &GuestSummary,
+    coverage: Option<Coverage>,
+    findings: &mut Findings,
+) -> GuestReport {
+    let name = format!(
+        "guest {}",
+        guest.name.clone().unwrap_or_else(|| number.to_string())
+    );
+    let memory = coverage.unwrap_or_default();
+    let mut report = GuestReport {
+        number,
+        name: guest.name.clone(),
+        pid: guest.pid,
+        vmm: guest.vmm.clone(),
+        state: coverage.map_or(State::Unreadable, |c| c.state()),
+        memory,
+        restorable: false,
+        obstacle: None,
+    };
+    if let Some(why) = unsupported(guest) {
+        report.state = State::Unsupported;
+        report.obstacle = Some(why.clone());
+        findings.bad(
+            Exit::Refused,
+            name,
+            why,
+            "this kind of guest cannot be restored",
+        );
+        return report;
+    }
+    if coverage.is_none() {
+        let why = "its memory map cannot be read";
+        report.obstacle = Some(why.into());
+        findings.bad(Exit::Unreadable, name, why, "");
+        return report;
+    }
+    let found = format!(
+        "{}: {} of {} pages are in the dump",
+        report.state,
+        memory.present,
+        memory.total()
+    );
+    if report.state != State::Whole {
+        report.obstacle = Some(found.clone());
+        let hint = "see the dump's level and completeness above";
+        findings.bad(Exit::Refused, name, found, hint);
+        return report;
+    }
+    findings.good(&name, found);
+    report.obstacle = check_restorable(dead, guest.pid, &name, findings);
+    report.restorable = report.obstacle.is_none();
+    report
+}
+
+/// The guest's disks and what it needs of KVM; the first obstacle.
+fn check_restorable(
+    dead: &DeadHost,
+    pid: i32,
+    name: &str,
+    findings: &mut Findings,
+) -> Option<String> {
+    let dataset = match dead.dataset(&[pid]) {
+        Ok(dataset) => dataset,
+        Err(e) => {
+            let failure = Failure::from(e);
+            findings.bad(failure.exit, name, failure.chain(), &failure.hint);
+            return Some(failure.chain());
+        }
+    };
+    let mut obstacle = None;
+    let what = format!("{name}: disks");
+    match disks::check(&dataset, None, false) {
+        Ok(()) => findings.good(what, "as they were at the crash"),
+        Err(wrong) => {
+            for e in wrong {
+                obstacle.get_or_insert_with(|| e.to_string());
+                findings.bad(Exit::Refused, what.clone(), e.to_string(), e.hint());
+            }
+        }
+    }
+    let what = format!("{name}: KVM");
+    match kvm::preflight(&dataset.vms) {
+        Ok(problems) => {
+            // What one vCPU lacks, all of them lack.
+            let texts = |fatal| -> BTreeSet<&str> {
+                let of = problems.iter().filter(|p| p.fatal == fatal);
+                of.map(|p| p.what.as_str()).collect()
+            };
+            let lacks = texts(true);
+            if lacks.is_empty() {
+                findings.good(&what, "this host has what it needs");
+            } else {
+                let lacks = join(&lacks);
+                obstacle.get_or_insert_with(|| lacks.clone());
+                let hint = "restore it on a host whose CPU and KVM have this";
+                findings.bad(Exit::HostCannot, &what, lacks, hint);
+            }
+            if !texts(false).is_empty() {
+                findings.note(&what, join(&texts(false)));
+            }
+        }
+        Err(e) => {
+            obstacle.get_or_insert_with(|| e.to_string());
+            let hint = "load the kvm_amd module, and run as root";
+            findings.bad(Exit::HostCannot, what, e.to_string(), hint);
+        }
+    }
+    obstacle
+}
+
+/// In one line; what this host lacks, with its words said once.
+fn join(texts: &BTreeSet<&str>) -> String {
+    const USES: &str = "the guest uses ";
+    const LACKS: &str = ", which this host's CPU or KVM lacks";
+    let lacking: Vec<&str> = texts
+        .iter()
+        .filter_map(|t| t.strip_prefix(USES)?.strip_suffix(LACKS))
+        .collect();
+    let mut said: Vec<String> = Vec::new();
+    if !lacking.is_empty() {
+        said.push(format!("{USES}{}{LACKS}", lacking.join(", ")));
+    }
+    let others = texts
+        .iter()
+        .filter(|t| !(t.starts_with(USES) && t.ends_with(LACKS)));
+    said.extend(others.map(|t| (*t).to_owned()));
+    said.join("; ")
+}
