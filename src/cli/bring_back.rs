@@ -10,8 +10,9 @@ use super::report::{self, Line, Verdict};
 use super::select;
 use crate::dataset::{Dataset, Fidelity, FidelityLevel, PageSource};
 use crate::extract::{DeadHost, REGISTERS, directory};
+use crate::restore;
+use crate::restore::disks::{self, Markers};
 use crate::restore::journal::{Journal, JournalError};
-use crate::restore::{self, disks};
 use std::path::Path;
 use std::time::Instant;
 
@@ -200,11 +201,23 @@ fn bring_back(
         .collect();
     let resumed = pids
         .iter()
-        .try_for_each(|(old, now)| journal.record_resumed(*old, *now))
+        .try_for_each(|(old, now)| journal.record_resuming(*old, *now))
         .map_err(Failure::from)
-        .and_then(|()| prepared.resume().map_err(Failure::from));
+        .and_then(|()| Ok(Markers::set(dataset, journal)?))
+        .and_then(|markers| {
+            prepared.resume().map_err(|e| {
+                markers.remove(journal);
+                Failure::from(e)
+            })
+        });
     match resumed {
         Ok(restored) => {
+            for (old, now) in pids {
+                if let Err(error) = journal.record_resumed(old, now) {
+                    // The record from before says the same as long as it lives.
+                    tracing::warn!("pid {old} runs, but the journal could not note it: {error}");
+                }
+            }
             line.new_pid = restored.first().map(|r| r.pid);
             // Resuming itself may have had something to say.
             line.fidelity.truncate(dataset.fidelity.len());
@@ -243,12 +256,19 @@ fn refuse_unsafe(
     if !options.force {
         refuse_lost_registers(dataset)?;
     }
-    if let Err(mut wrong) = disks::check(dataset, Some(journal), options.force) {
-        for further in wrong.drain(1..) {
-            Failure::from(further).print();
+    match disks::check(dataset, Some(journal), options.force) {
+        Ok(overridden) => {
+            for wrong in overridden {
+                eprintln!("warning: overridden by --force: {wrong}");
+            }
         }
-        if let Some(first) = wrong.pop() {
-            return Err(first.into());
+        Err(mut wrong) => {
+            for further in wrong.drain(1..) {
+                Failure::from(further).print();
+            }
+            if let Some(first) = wrong.pop() {
+                return Err(first.into());
+            }
         }
     }
     if options.strict {

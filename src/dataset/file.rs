@@ -234,6 +234,9 @@ pub struct Inode {
     /// `ext4`, `xfs`, `tmpfs`, …
     pub fs_type: String,
     pub number: u64,
+    /// `i_generation`: differs when the number was given to another file.
+    #[serde(default)]
+    pub generation: Option<u32>,
     pub kind: InodeKind,
     /// Permission and type bits.
     pub mode: u32,

@@ -66,13 +66,59 @@ pub struct Journal {
     _lock: File,
 }
 
-/// A process was resumed.
+/// A process was resumed, or is about to be.
 #[derive(Debug, Serialize, Deserialize)]
 struct Resumed {
     pid: i32,
     as_pid: i32,
     /// Seconds since 1970.
     when: u64,
+    /// The boot of this host in which `as_pid` lives.
+    #[serde(default)]
+    boot_id: String,
+    /// Its start time, in clock ticks since that boot: PIDs are used again.
+    #[serde(default)]
+    started: u64,
+    /// It runs. Written before that with `false`: whoever finds that, and the
+    /// process gone, knows that vmrestore was killed before it could run (until
+    /// it runs it dies with vmrestore), or that it ran for a moment, in which
+    /// case its files tell.
+    #[serde(default = "yes")]
+    running: bool,
+}
+
+const fn yes() -> bool {
+    true
+}
+
+impl Resumed {
+    /// The restored process lives on this host.
+    fn is_alive(&self) -> bool {
+        self.boot_id == boot_id() && start_time(self.as_pid) == Some(self.started)
+    }
+
+    /// vmrestore was killed before the process could run.
+    fn is_unfinished(&self) -> bool {
+        !self.running && !self.is_alive()
+    }
+}
+
+fn boot_id() -> String {
+    fs::read_to_string("/proc/sys/kernel/random/boot_id")
+        .map_or_else(|_| String::new(), |id| id.trim().to_owned())
+}
+
+/// When a process was started, in clock ticks since boot; `None` when there is
+/// none, or only what is left of one. /proc/PID/stat, fields 3 and 22.
+fn start_time(pid: i32) -> Option<u64> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The name in parentheses may hold anything.
+    let (_, rest) = stat.rsplit_once(')')?;
+    let fields: Vec<&str> = rest.split_ascii_whitespace().collect();
+    if matches!(*fields.first()?, "Z" | "X") {
+        return None;
+    }
+    fields.get(19)?.parse().ok()
 }
 
 /// A file's unwritten pages were written back by us.
@@ -129,6 +175,7 @@ impl Journal {
     pub fn check(&self, pid: i32) -> Result<(), JournalError> {
         match self.read::<Resumed>(&format!("resumed-{pid}.json"))? {
             None => Ok(()),
+            Some(r) if r.is_unfinished() => Ok(()),
             Some(r) => Err(JournalError::AlreadyRestored {
                 pid,
                 crash: self.crash.clone(),
@@ -138,21 +185,58 @@ impl Journal {
         }
     }
 
+    /// An attempt to restore the process was cut off before it could run.
+    #[must_use]
+    pub fn is_unfinished(&self, pid: i32) -> bool {
+        self.read::<Resumed>(&format!("resumed-{pid}.json"))
+            .is_ok_and(|r| r.is_some_and(|r| r.is_unfinished()))
+    }
+
+    /// PIDs, on this host, of what was restored from this crash and lives.
+    #[must_use]
+    pub fn running(&self) -> Vec<i32> {
+        let entries = fs::read_dir(&self.dir).into_iter().flatten().flatten();
+        entries
+            .filter_map(|entry| entry.file_name().into_string().ok())
+            .filter(|name| name.starts_with("resumed-") && name.ends_with(".json"))
+            .filter_map(|name| self.read::<Resumed>(&name).ok().flatten())
+            .filter(Resumed::is_alive)
+            .map(|r| r.as_pid)
+            .collect()
+    }
+
     /// Makes it durable that the process is about to run.
     ///
     /// # Errors
     /// `Io`: then it must not run.
+    pub fn record_resuming(&self, pid: i32, as_pid: i32) -> Result<(), JournalError> {
+        self.record(pid, as_pid, false)
+    }
+
+    /// Makes it durable that the process runs.
+    ///
+    /// # Errors
+    /// `Io`.
     pub fn record_resumed(&self, pid: i32, as_pid: i32) -> Result<(), JournalError> {
+        self.record(pid, as_pid, true)
+    }
+
+    fn record(&self, pid: i32, as_pid: i32, running: bool) -> Result<(), JournalError> {
         let when = SystemTime::now()
             .duration_since(UNIX_EPOCH)
             .map_or(0, |d| d.as_secs());
-        self.write(
-            &format!("resumed-{pid}.json"),
-            &Resumed { pid, as_pid, when },
-        )
+        let record = Resumed {
+            pid,
+            as_pid,
+            when,
+            boot_id: boot_id(),
+            started: start_time(as_pid).unwrap_or(0),
+            running,
+        };
+        self.write(&format!("resumed-{pid}.json"), &record)
     }
 
-    /// Takes back [`Journal::record_resumed`] for a process that did not run after all.
+    /// Takes back [`Journal::record_resuming`] for a process that did not run after all.
     ///
     /// # Errors
     /// `Io`.
@@ -235,7 +319,7 @@ mod tests {
         let _ = fs::remove_dir_all(&dir);
         let journal = Journal::open(&dir, "abc").expect("opens");
         journal.check(7).expect("nothing restored yet");
-        journal.record_resumed(7, 7).expect("records");
+        journal.record_resumed(7, 1).expect("records");
         assert!(matches!(
             Journal::open(&dir, "abc").expect_err("locked"),
             JournalError::Busy { .. }
@@ -251,6 +335,35 @@ mod tests {
         other.check(7).expect("is another matter");
         again.forget_resumed(7).expect("forgets");
         again.check(7).expect("free again");
+        fs::remove_dir_all(&dir).expect("cleans up");
+    }
+
+    #[test]
+    fn an_attempt_that_was_cut_off_may_be_made_again() {
+        let dir = std::env::temp_dir().join(format!("vmrestore-cut-{}", std::process::id()));
+        let _ = fs::remove_dir_all(&dir);
+        let journal = Journal::open(&dir, "abc").expect("opens");
+        let mut child = std::process::Command::new("sleep")
+            .arg("60")
+            .spawn()
+            .expect("runs");
+        let as_pid = child.id().cast_signed();
+        journal.record_resuming(7, as_pid).expect("records");
+        assert!(journal.check(7).is_err(), "it lives");
+        assert_eq!(journal.running(), [as_pid]);
+        child.kill().expect("kills");
+        // A zombie runs no more.
+        while start_time(as_pid).is_some() {
+            std::thread::yield_now();
+        }
+        assert!(journal.is_unfinished(7));
+        journal.check(7).expect("it never ran");
+        child.wait().expect("ends");
+        // Had it run, its end would not make it free.
+        journal.record_resumed(7, as_pid).expect("records");
+        assert!(!journal.is_unfinished(7));
+        assert!(journal.check(7).is_err());
+        assert!(journal.running().is_empty());
         fs::remove_dir_all(&dir).expect("cleans up");
     }
 

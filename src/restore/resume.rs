@@ -64,6 +64,14 @@ pub fn let_go(family: &mut Family<'_>, paused: bool) -> Result<(), RestoreError>
                 .during(stub.process.pid, || "send SIGSTOP".into())?;
         }
     }
+    // First none of them depends on vmrestore any more, then they go: were it
+    // killed in between, no process would run with a part of its threads.
+    for stub in &family.stubs {
+        for tracee in &stub.threads {
+            ptrace::let_outlive(tracee.tid)
+                .during(stub.process.pid, || format!("free thread {}", tracee.tid))?;
+        }
+    }
     for stub in &mut family.stubs {
         for tracee in &stub.threads {
             if let Err(e) = ptrace::detach(tracee.tid)

@@ -3,6 +3,7 @@
 #![allow(unsafe_code)]
 
 pub mod clone;
+pub mod file_facts;
 pub mod interrupt;
 pub mod kvm_args;
 pub mod local_syscalls;

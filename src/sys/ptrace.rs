@@ -74,6 +74,15 @@ pub fn suspend_seccomp(tid: i32) -> bool {
     request(libc::PTRACE_SETOPTIONS, tid, 0, options).is_ok()
 }
 
+/// From here on the tracee outlives its tracer: were that to die, it would be
+/// let go instead of killed.
+///
+/// # Errors
+/// ESRCH when it is not stopped, or gone.
+pub fn let_outlive(tid: i32) -> io::Result<()> {
+    request(libc::PTRACE_SETOPTIONS, tid, 0, 0).map(drop)
+}
+
 /// Stops a seized task (PTRACE_INTERRUPT); wait for `Event(PTRACE_EVENT_STOP)`.
 ///
 /// # Errors

@@ -58,6 +58,7 @@ pub(super) fn identity(inode: &Object<'_>, path: String) -> Result<Inode, Kernel
         fs_uuid: uuid(&sb.get("s_uuid")?.bytes()?),
         fs_type: fs_type(inode)?,
         number: inode.u("i_ino")?,
+        generation: inode.u("i_generation").ok().map(|g| g as u32),
         kind: kind(mode),
         mode,
         links: u32::try_from(inode.u("i_nlink")?).unwrap_or(0),

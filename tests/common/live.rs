@@ -422,6 +422,7 @@ impl Taker {
             fs_uuid: None,
             fs_type: String::new(),
             number,
+            generation: None,
             kind: InodeKind::Regular,
             mode: meta.mode(),
             links: 1,

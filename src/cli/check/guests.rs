@@ -177,7 +177,7 @@ fn check_restorable(
     let mut obstacle = None;
     let what = format!("{name}: disks");
     match disks::check(&dataset, None, false) {
-        Ok(()) => findings.good(what, "as they were at the crash"),
+        Ok(_) => findings.good(what, "as they were at the crash"),
         Err(wrong) => {
             for e in wrong {
                 obstacle.get_or_insert_with(|| e.to_string());

@@ -4,14 +4,21 @@
 //! A file on the disk after a crash is *older* than the dead kernel's view of
 //! it, never newer: its times on the disk are at most those in the dead inode.
 //! A later time means that somebody has used the file since, and a guest must
-//! not wake up on a disk that moved on.
+//! not wake up on a disk that moved on (`identity`), that somebody else has in
+//! hand (`in_use`), or that a restore has let run on already (`marker`).
+
+mod identity;
+mod in_use;
+mod marker;
+mod write_back;
 
 use super::journal::{Journal, JournalError};
 use crate::dataset::{Dataset, Inode, InodeKind, PageSource, PageSourceError};
-use std::fs::{File, FileTimes, OpenOptions};
-use std::os::unix::fs::{FileExt, MetadataExt};
-use std::path::Path;
+use std::fs::{File, OpenOptions};
+use std::os::unix::fs::MetadataExt;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+pub use marker::Markers;
 
 const PAGE: u64 = 4096;
 
@@ -62,6 +69,28 @@ pub enum DiskError {
         /// How many 4 KiB pages.
         pages: u64,
     },
+    /// Somebody else has a guest's disk in hand.
+    #[error("{path} is in use: {how}")]
+    InUse {
+        /// Its path.
+        path: String,
+        /// By whom, and how.
+        how: String,
+    },
+    /// A marker on a guest's disk says that it was let run on already.
+    #[error(
+        "{path} was resumed already: a guest of crash {crash} was restored onto it on host {host}, at {when} (Unix time)"
+    )]
+    Marked {
+        /// Its path.
+        path: String,
+        /// Identity of the crash that it was restored from.
+        crash: String,
+        /// Name of the host that did it.
+        host: String,
+        /// Seconds since 1970.
+        when: u64,
+    },
     /// No room for the unwritten pages.
     #[error("{path}: {needed} bytes of unwritten data need room, its file system has {free}")]
     NoSpace {
@@ -105,7 +134,8 @@ pub struct WrittenBack {
 }
 
 /// Checks every file that the dataset's processes may write to, and changes
-/// nothing. `journal` knows of our own earlier write-back.
+/// nothing. `journal` knows of our own earlier write-back. Gives what `force`
+/// has overridden, for the report.
 ///
 /// # Errors
 /// Every file that is not fit, not just the first.
@@ -113,11 +143,21 @@ pub fn check(
     dataset: &Dataset,
     journal: Option<&Journal>,
     force: bool,
-) -> Result<(), Vec<DiskError>> {
-    let wrong: Vec<DiskError> = on_disk(dataset)
-        .filter_map(|inode| check_one(inode, journal, force).err())
-        .collect();
-    if wrong.is_empty() { Ok(()) } else { Err(wrong) }
+) -> Result<Vec<DiskError>, Vec<DiskError>> {
+    let ours = journal.map(Journal::running).unwrap_or_default();
+    let scene = Scene {
+        dataset,
+        journal,
+        ours,
+    };
+    let mut wrong = Vec::new();
+    for inode in on_disk(dataset) {
+        if let Err(e) = scene.check(inode, &mut wrong) {
+            wrong.push(e);
+        }
+    }
+    let may_go_on = wrong.iter().all(|e| force && e.can_be_forced());
+    if may_go_on { Ok(wrong) } else { Err(wrong) }
 }
 
 /// Writes to the disk what the dead kernel had not: dirty pages of the page
@@ -133,7 +173,7 @@ pub fn write_back(
 ) -> Result<WrittenBack, DiskError> {
     let mut done = WrittenBack::default();
     for inode in on_disk(dataset).filter(|i| i.writable) {
-        let bytes = write_back_one(inode, pages, journal)?;
+        let bytes = write_back::one(inode, pages, journal)?;
         done.files += u64::from(bytes > 0);
         done.bytes += bytes;
     }
@@ -182,96 +222,75 @@ pub fn is_volatile(fs_type: &str) -> bool {
     VOLATILE.contains(&fs_type)
 }
 
-fn check_one(inode: &Inode, journal: Option<&Journal>, force: bool) -> Result<(), DiskError> {
-    let path = Path::new(&inode.path);
-    let missing = |source| DiskError::Missing {
-        path: inode.path.clone(),
-        inode: inode.number,
-        device: inode.device.clone(),
-        source,
-    };
-    let file = OpenOptions::new()
-        .read(true)
-        .write(inode.writable)
-        .open(path)
-        .map_err(missing)?;
-    let now = file.metadata().map_err(missing)?;
+/// What a file is checked against.
+struct Scene<'a> {
+    dataset: &'a Dataset,
+    journal: Option<&'a Journal>,
+    /// PIDs here of what was restored from this crash already, and runs.
+    ours: Vec<i32>,
+}
+
+impl Scene<'_> {
+    /// What cannot be forced is the error; what can be is added to `wrong`.
+    fn check(&self, inode: &Inode, wrong: &mut Vec<DiskError>) -> Result<(), DiskError> {
+        let missing = |source| DiskError::Missing {
+            path: inode.path.clone(),
+            inode: inode.number,
+            device: inode.device.clone(),
+            source,
+        };
+        let file = File::open(&inode.path).map_err(missing)?;
+        let now = file.metadata().map_err(missing)?;
+        if inode.writable {
+            let writable = OpenOptions::new().write(true).open(&inode.path);
+            drop(writable.map_err(missing)?);
+        }
+        lost_pages(inode)?;
+        if is_unwritten_device(inode) {
+            // A device has no times of its own, and names of devices are dealt
+            // out anew at each boot: only the operator can know.
+            let counts = inode.dirty.iter().map(|run| run.count);
+            wrong.push(DiskError::BlockDevice {
+                path: inode.path.clone(),
+                pages: counts.fold(0, u64::saturating_add),
+            });
+            return Ok(());
+        }
+        enough_room(inode, &now, &file)?;
+        if self.is_a_guests_disk(inode) {
+            wrong.extend(marker::refuse(inode, &file, self.dataset, self.journal).err());
+            wrong.extend(in_use::refuse(inode, &file, &self.ours).err());
+        }
+        let our_work = match self.journal {
+            Some(journal) => journal.written_back(inode.number)? == Some(ctime(&now)),
+            None => false,
+        };
+        if !our_work {
+            wrong.extend(identity::unchanged(inode, &now, &file).err());
+        }
+        Ok(())
+    }
+
+    /// Whether a guest may lose its disk to a second writer. What an ordinary
+    /// process writes to, such as a log, others may write to as well.
+    fn is_a_guests_disk(&self, inode: &Inode) -> bool {
+        inode.writable && !self.dataset.vms.is_empty()
+    }
+}
+
+fn lost_pages(inode: &Inode) -> Result<(), DiskError> {
     let lost = inode
         .dirty
         .iter()
         .filter(|run| run.content.is_missing())
         .fold(0u64, |sum, run| sum.saturating_add(run.count));
-    if lost > 0 {
-        return Err(DiskError::LostPages {
-            path: inode.path.clone(),
-            pages: lost,
-        });
+    if lost == 0 {
+        return Ok(());
     }
-    if is_unwritten_device(inode) {
-        // A device has no times of its own, and names of devices are dealt out
-        // anew at each boot: only the operator can know.
-        let counts = inode.dirty.iter().map(|run| run.count);
-        let pages = counts.fold(0, u64::saturating_add);
-        return if force {
-            Ok(())
-        } else {
-            Err(DiskError::BlockDevice {
-                path: inode.path.clone(),
-                pages,
-            })
-        };
-    }
-    let ours = match journal {
-        Some(journal) => journal.written_back(inode.number)? == Some(ctime(&now)),
-        None => false,
-    };
-    if !force && !ours {
-        unchanged(inode, &now)?;
-    }
-    enough_room(inode, &now, &file)
-}
-
-/// The file's identity and times against the dead inode's.
-fn unchanged(inode: &Inode, now: &std::fs::Metadata) -> Result<(), DiskError> {
-    let changed = |what, then: String, now: String| {
-        Err(DiskError::Changed {
-            path: inode.path.clone(),
-            what,
-            then,
-            now,
-        })
-    };
-    if now.ino() != inode.number {
-        return changed(
-            "its inode number",
-            inode.number.to_string(),
-            now.ino().to_string(),
-        );
-    }
-    if mtime(now) > inode.mtime_ns {
-        return changed(
-            "its modification time",
-            seconds(inode.mtime_ns),
-            seconds(mtime(now)),
-        );
-    }
-    if ctime(now) > inode.ctime_ns {
-        return changed(
-            "its change time",
-            seconds(inode.ctime_ns),
-            seconds(ctime(now)),
-        );
-    }
-    // Equal times and another size cannot be a write that was lost: without
-    // dirty pages to explain it, the size must be the same.
-    if mtime(now) == inode.mtime_ns
-        && inode.dirty.is_empty()
-        && inode.uncommitted.is_empty()
-        && now.size() != inode.size
-    {
-        return changed("its size", inode.size.to_string(), now.size().to_string());
-    }
-    Ok(())
+    Err(DiskError::LostPages {
+        path: inode.path.clone(),
+        pages: lost,
+    })
 }
 
 /// Bytes that the write-back may have to allocate, against what is free.
@@ -299,77 +318,6 @@ fn enough_room(inode: &Inode, now: &std::fs::Metadata, file: &File) -> Result<()
     Ok(())
 }
 
-/// Pages that are read and written in one step.
-const BATCH: u64 = 256;
-
-fn write_back_one(
-    inode: &Inode,
-    pages: &dyn PageSource,
-    journal: &Journal,
-) -> Result<u64, DiskError> {
-    let io = |what| {
-        move |source| DiskError::Io {
-            what,
-            path: inode.path.clone(),
-            source,
-        }
-    };
-    let file = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .open(&inode.path)
-        .map_err(io("open"))?;
-    let stat = |file: &File| file.metadata().map_err(io("stat"));
-    let device = is_unwritten_device(inode);
-    let resized = !device && stat(&file)?.size() != inode.size;
-    if resized {
-        file.set_len(inode.size).map_err(io("set the length of"))?;
-    }
-    let mut written = 0;
-    let mut buffer = vec![0; (BATCH * PAGE) as usize];
-    let mut disk = Vec::new();
-    let kept = inode.uncommitted.iter().filter(|r| !r.content.is_missing());
-    let runs = inode.dirty.iter().map(|run| (run, false));
-    for (run, compare) in runs.chain(kept.map(|run| (run, true))) {
-        let mut first = 0;
-        while first < run.count {
-            let count = (run.count - first).min(BATCH);
-            let out = &mut buffer[..(count * PAGE) as usize];
-            pages
-                .read_pages(run, first, count, out)
-                .map_err(|source| DiskError::Page {
-                    path: inode.path.clone(),
-                    source,
-                })?;
-            let at = run.start.saturating_add(first * PAGE);
-            // The last page reaches beyond the end of the file; its tail is no data.
-            let end = if device { u64::MAX } else { inode.size };
-            let len = end.saturating_sub(at).min(count * PAGE) as usize;
-            first += count;
-            if compare {
-                disk.resize(len, 0);
-                file.read_exact_at(&mut disk, at).map_err(io("read"))?;
-                if disk == out[..len] {
-                    continue;
-                }
-            }
-            file.write_all_at(&out[..len], at).map_err(io("write to"))?;
-            written += len as u64;
-        }
-    }
-    if written == 0 && !resized {
-        return Ok(0);
-    }
-    if !device {
-        let then = UNIX_EPOCH + Duration::from_nanos(inode.mtime_ns.max(0).cast_unsigned());
-        file.set_times(FileTimes::new().set_modified(then))
-            .map_err(io("set the times of"))?;
-    }
-    file.sync_all().map_err(io("sync"))?;
-    journal.record_written(inode.number, &inode.path, ctime(&stat(&file)?))?;
-    Ok(written)
-}
-
 fn mtime(m: &std::fs::Metadata) -> i64 {
     m.mtime()
         .saturating_mul(1_000_000_000)
@@ -390,6 +338,17 @@ fn seconds(ns: i64) -> String {
 }
 
 impl DiskError {
+    /// Whether `--force` may override it.
+    fn can_be_forced(&self) -> bool {
+        matches!(
+            self,
+            Self::Changed { .. }
+                | Self::BlockDevice { .. }
+                | Self::InUse { .. }
+                | Self::Marked { .. }
+        )
+    }
+
     /// What the operator can do.
     pub fn hint(&self) -> &'static str {
         match self {
@@ -405,6 +364,12 @@ impl DiskError {
             Self::BlockDevice { .. } => {
                 "see that the path names the guest's device, then say --force: its pages are written to it first"
             }
+            Self::InUse { .. } => {
+                "stop whoever uses it first: two writers destroy a disk; --force only if you know that they do not"
+            }
+            Self::Marked { .. } => {
+                "the guest, or what has become of it, is newer than this dump; --force only if the disk was brought back to its state at the crash"
+            }
             Self::NoSpace { .. } => {
                 "make room on that file system, then run the same command again"
             }
@@ -416,5 +381,4 @@ impl DiskError {
 }
 
 #[cfg(test)]
-#[path = "disks_tests.rs"]
 mod tests;

@@ -1,7 +1,9 @@
 //! Files that moved on are refused; unwritten pages reach the disk.
 
 use super::*;
-use crate::dataset::{Host, ObjectId, PageContent, PageRun, SCHEMA_VERSION};
+use crate::dataset::{
+    Host, Irqchip, ObjectId, PageContent, PageRun, SCHEMA_VERSION, Vm, VmCaps, VmClock,
+};
 use std::fs;
 use std::path::PathBuf;
 
@@ -51,6 +53,7 @@ fn scene(name: &str) -> Scene {
         fs_uuid: None,
         fs_type: "ext4".into(),
         number: meta.ino(),
+        generation: None,
         kind: InodeKind::Regular,
         mode: 0o100644,
         links: 1,
@@ -203,4 +206,147 @@ fn unwritten_pages_of_a_block_device_wait_for_the_operator() {
     check(&s.dataset, Some(&s.journal), true).expect("forced");
     let done = write_back(&s.dataset, &Numbered, &s.journal).expect("writes back");
     assert_eq!(done.bytes, 8192);
+}
+
+/// The scene's file as the disk of a guest.
+fn guest_scene(name: &str) -> Scene {
+    let mut s = scene(name);
+    s.dataset.vms = vec![Vm {
+        id: ObjectId(2),
+        pid: 4711,
+        name: None,
+        uuid: None,
+        vendor: "svm".into(),
+        vm_type: 0,
+        memslots: vec![],
+        irqchip: Irqchip::None,
+        pit: None,
+        routes: vec![],
+        irqfds: vec![],
+        ioeventfds: vec![],
+        coalesced_zones: vec![],
+        clock: VmClock::default(),
+        default_tsc_khz: 0,
+        caps: VmCaps::default(),
+        tss_addr: None,
+        identity_map_addr: None,
+        vcpus: vec![],
+    }];
+    s
+}
+
+#[test]
+fn a_guests_disk_that_somebody_writes_to_is_refused() {
+    let s = guest_scene("written");
+    check(&s.dataset, Some(&s.journal), false).expect("nobody has it");
+    // `sleep` has it as its standard output.
+    let disk = OpenOptions::new()
+        .append(true)
+        .open(&s.dataset.inodes[0].path)
+        .expect("opens");
+    let mut other = std::process::Command::new("sleep")
+        .arg("60")
+        .stdout(disk)
+        .spawn()
+        .expect("runs");
+    let refused = check(&s.dataset, Some(&s.journal), false);
+    let overridden = check(&s.dataset, Some(&s.journal), true);
+    other.kill().expect("kills");
+    other.wait().expect("ends");
+    let wrong = refused.expect_err("refused");
+    let DiskError::InUse { how, .. } = &wrong[0] else {
+        panic!("{wrong:?}");
+    };
+    assert!(how.contains("sleep"), "{how}");
+    // What is forced is named.
+    let overridden = overridden.expect("forced");
+    assert!(matches!(overridden[0], DiskError::InUse { .. }));
+    check(&s.dataset, Some(&s.journal), false).expect("nobody has it any more");
+}
+
+#[test]
+fn a_locked_disk_of_a_guest_is_refused() {
+    let s = guest_scene("locked");
+    let disk = File::open(&s.dataset.inodes[0].path).expect("opens");
+    disk.lock().expect("locks");
+    let wrong = check(&s.dataset, Some(&s.journal), false).expect_err("refused");
+    assert!(matches!(wrong[0], DiskError::InUse { .. }), "{wrong:?}");
+    drop(disk);
+    check(&s.dataset, Some(&s.journal), false).expect("free again");
+}
+
+#[test]
+fn a_reader_of_a_guests_disk_is_no_reason_to_refuse() {
+    let s = guest_scene("read");
+    let _reader = File::open(&s.dataset.inodes[0].path).expect("opens");
+    check(&s.dataset, Some(&s.journal), false).expect("readers do no harm");
+}
+
+#[test]
+fn another_host_sees_that_the_guest_was_restored() {
+    let mut s = guest_scene("marked");
+    // As new as the crash left it: every change from here on shows.
+    s.dataset.inodes[0].ctime_ns -= 5_000_000_000;
+    let markers = Markers::set(&s.dataset, &s.journal).expect("marks");
+    // Its journal is another, and empty.
+    let elsewhere = Journal::open(&s.dir.join("elsewhere"), "c").expect("opens");
+    let wrong = check(&s.dataset, Some(&elsewhere), false).expect_err("refused");
+    assert!(
+        matches!(&wrong[0], DiskError::Marked { crash, .. } if crash == "c"),
+        "{wrong:?}"
+    );
+    // The mark of a crash that came before this one is history.
+    let mut later = s.dataset.clone();
+    later.crash_id = "d".into();
+    later.host.realtime_ns = i64::MAX;
+    later.inodes[0].ctime_ns = i64::MAX;
+    check(&later, None, false).expect("another crash, later");
+    later.host.realtime_ns = 0;
+    assert!(check(&later, None, false).is_err(), "a crash of before it");
+    // The guest did not run after all.
+    markers.remove(&s.journal);
+    check(&s.dataset, Some(&s.journal), false).expect("nothing has happened");
+    let files = fs::read_dir(&s.dir).expect("reads").count();
+    assert_eq!(files, 3, "the disk and the journals");
+}
+
+#[test]
+fn a_file_system_of_another_uuid_is_refused() {
+    let mut s = scene("uuid");
+    let file = File::open(&s.dataset.inodes[0].path).expect("opens");
+    let known = crate::sys::file_facts::file_system(&file).is_some();
+    s.dataset.inodes[0].fs_uuid = Some("00010203-0405-0607-0809-0a0b0c0d0e0f".into());
+    match check(&s.dataset, Some(&s.journal), false) {
+        Err(wrong) => {
+            assert!(known, "{wrong:?}");
+            assert!(
+                matches!(
+                    wrong[0],
+                    DiskError::Changed {
+                        what: "the UUID of its file system",
+                        ..
+                    }
+                ),
+                "{wrong:?}"
+            );
+        }
+        Ok(_) => assert!(!known, "this file system says what its UUID is"),
+    }
+}
+
+#[test]
+fn an_inode_number_that_was_dealt_out_again_is_refused() {
+    let mut s = scene("generation");
+    let file = File::open(&s.dataset.inodes[0].path).expect("opens");
+    let Some(now) = crate::sys::file_facts::generation(&file) else {
+        // The file system has none (tmpfs): then only ext4, xfs and btrfs count.
+        s.dataset.inodes[0].generation = Some(1);
+        check(&s.dataset, Some(&s.journal), false).expect("nothing to compare with");
+        return;
+    };
+    s.dataset.inodes[0].generation = Some(now);
+    check(&s.dataset, Some(&s.journal), false).expect("the same");
+    s.dataset.inodes[0].generation = Some(now.wrapping_add(1));
+    let wrong = check(&s.dataset, Some(&s.journal), false).expect_err("refused");
+    assert!(matches!(wrong[0], DiskError::Changed { .. }), "{wrong:?}");
 }
