@@ -5,6 +5,7 @@
 use std::collections::hash_map::DefaultHasher;
 use std::hash::{Hash, Hasher};
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -12,9 +13,11 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use crate::agent::Agent;
+use crate::debian::run;
 use crate::images::{Images, make_ext4, read_ext4};
 use crate::judge;
 use crate::machine::{Disk, Machine};
+use crate::reboot::pack;
 use crate::scenario::{Death, Guest, MAIN_DUMP, Scenario};
 
 /// Attempts to get a host as far as its crash. With more than one emulated CPU
@@ -149,7 +152,7 @@ pub fn dump(lab: &Path, images: &Images, scenario: &Scenario) -> Result<CachedDu
     loop {
         let _ = std::fs::remove_dir_all(&work);
         std::fs::create_dir_all(&work)?;
-        match attempt(&work, images, scenario) {
+        match attempt(&work, images, scenario, &mut Extra::default()) {
             Ok(times) => {
                 let record = Record {
                     scenario: scenario.clone(),
@@ -198,27 +201,69 @@ pub fn dump(lab: &Path, images: &Images, scenario: &Scenario) -> Result<CachedDu
     }
 }
 
+/// What happens in one crash beside what its scenario says.
+#[derive(Default)]
+pub struct Extra<'a> {
+    /// Files for the dump disk, which is `/dump` in the host and in the capture
+    /// kernel: (name, file). The latter runs `capture.sh` if it is among them,
+    /// with the libraries in `lib/`.
+    pub luggage: Vec<(String, PathBuf)>,
+    /// Files that are on the dump disk in the end, beside the dumps.
+    pub keep: Vec<String>,
+    /// What is done in the host right before it dies.
+    pub alive: Option<Alive<'a>>,
+}
+
+/// See [`Extra::alive`].
+pub type Alive<'a> = Box<dyn FnMut(&mut Machine) -> Result<()> + 'a>;
+
+/// A crash for one use, in `dir`, which is emptied first: not from the cache,
+/// and not kept in it.
+pub fn once(dir: &Path, images: &Images, scenario: &Scenario, mut extra: Extra) -> Result<()> {
+    let mut lost = 0;
+    loop {
+        let _ = std::fs::remove_dir_all(dir);
+        std::fs::create_dir_all(dir)?;
+        match attempt(dir, images, scenario, &mut extra) {
+            Ok(_) => return Ok(()),
+            Err(Failure::BeforeCrash(error)) if lost + 1 < ATTEMPTS => {
+                lost += 1;
+                eprintln!("lab: lost before the crash ({lost} of {ATTEMPTS}): {error:#}");
+            }
+            Err(Failure::BeforeCrash(error) | Failure::AfterCrash(error)) => {
+                return Err(error.context(format!("kept in {}", dir.display())));
+            }
+        }
+    }
+}
+
 /// One host, from its start to its end.
 fn attempt(
     work: &Path,
     images: &Images,
     scenario: &Scenario,
+    extra: &mut Extra,
 ) -> Result<(Duration, Duration), Failure> {
     let started = Instant::now();
-    let mut machine = bring_to_crash(work, images, scenario).map_err(Failure::BeforeCrash)?;
+    let mut machine =
+        bring_to_crash(work, images, scenario, extra).map_err(Failure::BeforeCrash)?;
     let to_crash = started.elapsed();
     let died = Instant::now();
-    die(&mut machine, work, scenario).map_err(Failure::AfterCrash)?;
+    die(&mut machine, work, scenario, &extra.keep).map_err(Failure::AfterCrash)?;
     drop(machine);
     Ok((to_crash, died.elapsed()))
 }
 
 /// Boots the host and starts all; returns at the moment of the crash.
-fn bring_to_crash(work: &Path, images: &Images, scenario: &Scenario) -> Result<Machine> {
+fn bring_to_crash(
+    work: &Path,
+    images: &Images,
+    scenario: &Scenario,
+    extra: &mut Extra,
+) -> Result<Machine> {
     let data = work.join("data.img");
-    let dump = work.join("dump.img");
     make_ext4(&data, None, DATA_DISK_MIB)?;
-    make_ext4(&dump, None, DUMP_DISK_MIB)?;
+    let dump = pack(work, "dump", &extra.luggage, DUMP_DISK_MIB)?;
     let disks = [("data", data), ("dump", dump)].map(|(serial, image)| Disk {
         serial,
         image,
@@ -233,6 +278,9 @@ fn bring_to_crash(work: &Path, images: &Images, scenario: &Scenario) -> Result<M
         "the host has ended by itself; its console ends:\n{}",
         machine.console_end()
     );
+    if let Some(alive) = &mut extra.alive {
+        alive(&mut machine)?;
+    }
     still_whole(&machine, scenario)?;
     Ok(machine)
 }
@@ -347,7 +395,7 @@ fn start(agent: &mut Agent, name: &str, pid: u32, line: &str, out: &str) -> Resu
 }
 
 /// The host's last moments, and its dumps out to `work`.
-fn die(machine: &mut Machine, work: &Path, scenario: &Scenario) -> Result<()> {
+fn die(machine: &mut Machine, work: &Path, scenario: &Scenario, keep: &[String]) -> Result<()> {
     match scenario.death {
         Death::Sysrq => {
             machine
@@ -396,10 +444,16 @@ fn die(machine: &mut Machine, work: &Path, scenario: &Scenario) -> Result<()> {
     }
     let image = work.join("dump.img");
     read_ext4(&image, &files)?;
-    std::fs::remove_file(image)?;
     for (name, file) in &files {
         let length = std::fs::metadata(file).map_or(0, |meta| meta.len());
         ensure!(length > 1 << 20, "dump {name} has only {length} bytes");
+        // Most of a machine's memory is zeros.
+        run(Command::new("fallocate").arg("--dig-holes").arg(file))?;
     }
+    let keep = keep
+        .iter()
+        .map(|name| (format!("/{name}"), work.join(name)));
+    read_ext4(&image, &keep.collect::<Vec<_>>())?;
+    std::fs::remove_file(image)?;
     Ok(())
 }

@@ -70,7 +70,9 @@ exec switch_root /new /sbin/init
 "#;
 
 /// Options of makedumpfile come on the kernel's command line, one word:
-/// `labdump=NAME:ARG,ARG;NAME:…`. A name in `-F` mode is written from stdout.
+/// `labdump=NAME:ARG,ARG;NAME:…`. A name in `-F` mode is written from stdout;
+/// `cp` instead of options is the plain copy of `/proc/vmcore`. A script
+/// `capture.sh` on the dump disk runs first, with the libraries beside it.
 const CAPTURE_INIT: &str = r#"#!/bin/busybox sh
 /bin/busybox --install -s /bin
 mount -t devtmpfs d /dev; mount -t proc p /proc; mount -t sysfs s /sys
@@ -82,12 +84,14 @@ for i in $(seq 50); do
   done
   sleep 0.1
 done
+[ -e /dump/capture.sh ] && LD_LIBRARY_PATH=/dump/lib sh /dump/capture.sh
 for w in $(cat /proc/cmdline); do case "$w" in labdump=*) list=${w#labdump=};; esac; done
 IFS=';'
 for d in $list; do
   name=${d%%:*}; args=$(echo "${d#*:}" | tr , ' ')
   IFS=' '
   case " $args " in
+    " cp ") cp /proc/vmcore /dump/$name; code=$?;;
     *" -F "*) makedumpfile --message-level 6 $args /proc/vmcore > /dump/$name; code=$?;;
     *) makedumpfile --message-level 6 $args /proc/vmcore /dump/$name; code=$?;;
   esac

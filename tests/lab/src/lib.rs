@@ -97,6 +97,29 @@ impl Lab {
         crash::dump(&self.dir, &self.images, scenario)
     }
 
+    /// A crash for one use, its files in `dir`, with more than the scenario says.
+    pub fn crash_once(
+        &self,
+        scenario: &Scenario,
+        dir: &Path,
+        extra: crash::Extra<'_>,
+    ) -> Result<()> {
+        crash::once(dir, &self.images, scenario, extra)
+    }
+
+    /// The shared libraries that a program of this machine needs, as luggage
+    /// for an environment that lacks them: (`lib/NAME`, file).
+    pub fn libraries(&self, program: &Path) -> Result<Vec<(String, PathBuf)>> {
+        let libraries = debian::Debian::new(&self.dir).libraries(program)?;
+        let named = libraries.into_iter().filter_map(|(_, file)| {
+            let name = file.file_name()?.to_string_lossy().into_owned();
+            // The environment's own dynamic linker fits its own C library, which
+            // is the same where both come from Debian 12.
+            (!name.starts_with("ld-linux")).then(|| (format!("lib/{name}"), file))
+        });
+        Ok(named.collect())
+    }
+
     /// The lab as it was for this dump: nothing is built, the images are those
     /// of the host that died.
     pub fn of(dump: &CachedDump) -> Result<Self> {

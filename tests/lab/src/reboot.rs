@@ -139,12 +139,20 @@ pub fn live(
 }
 
 /// An ext4 image of these files, with `spare` MiB to write.
-fn pack(dir: &Path, name: &str, files: &[(String, PathBuf)], spare: u64) -> Result<PathBuf> {
+pub(crate) fn pack(
+    dir: &Path,
+    name: &str,
+    files: &[(String, PathBuf)],
+    spare: u64,
+) -> Result<PathBuf> {
     let stage = dir.join(format!("{name}.stage"));
     std::fs::create_dir_all(&stage)?;
     let mut bytes = 0;
     for (name, file) in files {
         let to = stage.join(name);
+        if let Some(parent) = to.parent() {
+            std::fs::create_dir_all(parent)?;
+        }
         // A link where the filesystem allows it: dumps are large.
         if std::fs::hard_link(file, &to).is_err() {
             std::fs::copy(file, &to).with_context(|| file.display().to_string())?;
