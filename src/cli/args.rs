@@ -30,8 +30,8 @@ Exit codes:
 pub enum Command {
     /// Restore all guests of a dead host, or those named
     Guests {
-        /// The crash dump
-        dump: PathBuf,
+        #[command(flatten)]
+        dump: DumpArgs,
         /// Guests: number, name, UUID or pid:N; none: all
         selectors: Vec<String>,
         #[command(flatten)]
@@ -39,8 +39,8 @@ pub enum Command {
     },
     /// Restore processes of a dead host
     Process {
-        /// The crash dump
-        dump: PathBuf,
+        #[command(flatten)]
+        dump: DumpArgs,
         /// Processes: pid:N, N, or a command name
         #[arg(required = true)]
         selectors: Vec<String>,
@@ -49,28 +49,30 @@ pub enum Command {
     },
     /// What was running: guests and processes, and whether they can come back
     List {
-        /// The crash dump
-        dump: PathBuf,
+        #[command(flatten)]
+        dump: DumpArgs,
         /// Kernel threads too
         #[arg(long)]
         all: bool,
     },
     /// One guest or process in full
     Show {
-        /// The crash dump
-        dump: PathBuf,
+        #[command(flatten)]
+        dump: DumpArgs,
         /// Guest: number, name, UUID; process: pid:N or a command name
         selector: String,
     },
     /// Can it be restored here? Without a dump: would this host's guests survive a crash?
     Check {
-        /// The crash dump
+        /// The crash dump: a file, or a directory that holds it
         dump: Option<PathBuf>,
+        #[command(flatten)]
+        source: SourceArgs,
     },
     /// Write guests or processes to a directory, to restore them later or elsewhere
     Extract {
-        /// The crash dump
-        dump: PathBuf,
+        #[command(flatten)]
+        dump: DumpArgs,
         /// Guests or processes
         #[arg(required = true)]
         selectors: Vec<String>,
@@ -85,6 +87,23 @@ pub enum Command {
         #[command(flatten)]
         options: RestoreArgs,
     },
+}
+
+/// A dump.
+#[derive(Clone, Debug, Args)]
+pub struct DumpArgs {
+    /// The crash dump: a file, or a directory that holds it
+    pub dump: PathBuf,
+    #[command(flatten)]
+    pub source: SourceArgs,
+}
+
+/// How to get at a dump that is not one file.
+#[derive(Clone, Debug, Args)]
+pub struct SourceArgs {
+    /// A further part of a split dump (makedumpfile --split); once for each, in any order
+    #[arg(long = "part", value_name = "FILE", requires = "dump")]
+    pub parts: Vec<PathBuf>,
 }
 
 /// How to restore.

@@ -4,8 +4,9 @@
 //! when all of it stands, write its unwritten file data, note it in the
 //! journal, and let it run. One that fails is taken down; the others go on.
 
-use super::args::RestoreArgs;
+use super::args::{DumpArgs, RestoreArgs};
 use super::exit::{Exit, Failure};
+use super::open;
 use super::report::{self, Line, Verdict};
 use super::select;
 use crate::dataset::{Dataset, Fidelity, FidelityLevel, PageSource};
@@ -21,12 +22,12 @@ use std::time::Instant;
 /// # Errors
 /// When nothing could be attempted; what became of each guest is in the report.
 pub fn guests(
-    dump: &Path,
+    dump: &DumpArgs,
     selectors: &[String],
     options: &RestoreArgs,
     json: bool,
 ) -> Result<Exit, Failure> {
-    let dead = DeadHost::open(dump)?;
+    let dead = open::host(dump)?;
     let all = dead.guests()?;
     if all.is_empty() {
         return Err(Failure::new(
@@ -47,12 +48,12 @@ pub fn guests(
 /// # Errors
 /// As [`guests`].
 pub fn processes(
-    dump: &Path,
+    dump: &DumpArgs,
     selectors: &[String],
     options: &RestoreArgs,
     json: bool,
 ) -> Result<Exit, Failure> {
-    let dead = DeadHost::open(dump)?;
+    let dead = open::host(dump)?;
     let all = dead.processes()?;
     let chosen: Vec<(i32, String)> = select::processes(&all, selectors)?
         .into_iter()

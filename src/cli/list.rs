@@ -1,15 +1,15 @@
 //! `vmrestore list`: what was running, and whether it can come back.
 
+use super::args::DumpArgs;
 use super::exit::{Exit, Failure};
+use super::open;
 use super::output::print_json;
 use super::table::{Table, bytes};
 use crate::dump::PAGE_SIZE;
-use crate::extract::DeadHost;
 use crate::extract::coverage::{Coverage, State};
 use crate::guest::GuestSummary;
 use crate::task::ProcessSummary;
 use serde::Serialize;
-use std::path::Path;
 
 /// The JSON document.
 #[derive(Serialize)]
@@ -41,8 +41,8 @@ struct ProcessLine {
 ///
 /// # Errors
 /// When the dump or the dead kernel cannot be read.
-pub fn run(path: &Path, all: bool, json: bool) -> Result<Exit, Failure> {
-    let dead = DeadHost::open(path)?;
+pub fn run(dump: &DumpArgs, all: bool, json: bool) -> Result<Exit, Failure> {
+    let dead = open::host(dump)?;
     let processes = dead.processes()?;
     let guests: Vec<GuestLine> = dead
         .guests()?

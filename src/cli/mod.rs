@@ -7,6 +7,7 @@ mod bring_back;
 mod check;
 mod exit;
 mod list;
+mod open;
 mod output;
 mod report;
 mod select;
@@ -37,7 +38,7 @@ pub fn run(cli: &Cli) -> Exit {
         } => bring_back::processes(dump, selectors, options, cli.json),
         Command::List { dump, all } => list::run(dump, *all, cli.json),
         Command::Show { dump, selector } => show::run(dump, selector, cli.json),
-        Command::Check { dump } => check::run(dump.as_deref(), cli.json),
+        Command::Check { dump, source } => check::run(dump.as_deref(), source, cli.json),
         Command::Extract {
             dump,
             selectors,

@@ -1,6 +1,8 @@
 //! `vmrestore show`: one guest or process in full, with its fidelity.
 
+use super::args::DumpArgs;
 use super::exit::{Exit, Failure};
+use super::open;
 use super::output::print_json;
 use super::select;
 use super::table::{Table, bytes, utc};
@@ -8,14 +10,13 @@ use crate::dataset::{
     Dataset, Fidelity, FidelityLevel, FileKind, MappingKind, OpenFile, Process, Vm,
 };
 use crate::extract::DeadHost;
-use std::path::Path;
 
 /// Shows what `selector` names: a guest if one answers to it, else a process.
 ///
 /// # Errors
 /// When the dump cannot be read or nothing matches.
-pub fn run(path: &Path, selector: &str, json: bool) -> Result<Exit, Failure> {
-    let dead = DeadHost::open(path)?;
+pub fn run(dump: &DumpArgs, selector: &str, json: bool) -> Result<Exit, Failure> {
+    let dead = open::host(dump)?;
     let pid = find(&dead, selector)?;
     let dataset = dead.dataset(&[pid])?;
     if json {

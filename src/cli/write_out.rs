@@ -1,10 +1,12 @@
 //! `vmrestore extract`: guests or processes as files.
 
+use super::args::DumpArgs;
 use super::exit::{Exit, Failure};
+use super::open;
 use super::output::print_json;
 use super::show;
 use super::table::bytes;
-use crate::extract::{DeadHost, directory};
+use crate::extract::directory;
 use serde::Serialize;
 use std::path::{Path, PathBuf};
 
@@ -28,8 +30,13 @@ struct Written {
 /// # Errors
 /// When the dump cannot be read, nothing matches, or the files cannot be
 /// written; then nothing of that process is left.
-pub fn run(path: &Path, selectors: &[String], output: &Path, json: bool) -> Result<Exit, Failure> {
-    let dead = DeadHost::open(path)?;
+pub fn run(
+    dump: &DumpArgs,
+    selectors: &[String],
+    output: &Path,
+    json: bool,
+) -> Result<Exit, Failure> {
+    let dead = open::host(dump)?;
     let mut pids = Vec::new();
     for selector in selectors {
         let pid = show::find(&dead, selector)?;

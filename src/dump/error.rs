@@ -1,6 +1,7 @@
 //! What can go wrong with a dump: on opening it ([`OpenError`]) and on reading a page ([`ReadError`]).
 
 use std::io;
+use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -38,6 +39,32 @@ pub enum OpenError {
         /// What to do.
         hint: &'static str,
     },
+    /// One part of a split dump, without the others.
+    #[error("{} is one part of a split dump: it holds page frames {:#x} to {:#x} of {max_pfn:#x}", path.display(), pfns.start, pfns.end)]
+    OnePart {
+        /// The file as it was named.
+        path: PathBuf,
+        /// The page frames that it holds.
+        pfns: Range<u64>,
+        /// One past the last page frame of the whole dump.
+        max_pfn: u64,
+    },
+    /// A file that was given as part of a split dump and does not fit to the others.
+    #[error("{} {what}", path.display())]
+    WrongPart {
+        /// The file as it was named.
+        path: PathBuf,
+        /// What is wrong with it, e.g. "is the same part as vmcore.1".
+        what: String,
+    },
+    /// A directory with several dumps in it, which are not the parts of one.
+    #[error("{} has more than one dump in it: {}", path.display(), dumps.join(", "))]
+    SeveralDumps {
+        /// The directory as it was named.
+        path: PathBuf,
+        /// The names of the files.
+        dumps: Vec<String>,
+    },
     /// A crash dump whose headers contradict themselves or the file's length.
     #[error("{} is damaged: {structure}{} at offset {offset:#x} {problem}", path.display(), dotted(field))]
     Damaged {
@@ -71,6 +98,13 @@ impl OpenError {
                 "check the path and its permissions; dumps are usually readable by root alone"
             }
             OpenError::NotADump { hint, .. } | OpenError::Unsupported { hint, .. } => hint,
+            OpenError::OnePart { .. } => {
+                "give the other parts with it, in any order (--part FILE for each), or name a directory that holds all parts and no other dump"
+            }
+            OpenError::WrongPart { .. } => {
+                "give the parts that one run of makedumpfile --split wrote, each once"
+            }
+            OpenError::SeveralDumps { .. } => "name one of them",
             OpenError::Damaged { .. } => {
                 "the dump was cut short or altered while it was written or copied; compare its size and checksum with the original"
             }

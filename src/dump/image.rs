@@ -1,4 +1,5 @@
-//! The dump as one run of bytes: the file itself, or what a flattened file unfolds to.
+//! The dump as one run of bytes: the file itself, what a flattened file unfolds to, or the parts of
+//! a split dump, each with a range of offsets of its own.
 //!
 //! makedumpfile -F and QEMU write to a pipe, and so cannot go back to write their headers last.
 //! They write a *flattened* stream instead: a sequence of (offset, size, bytes) blocks. It is read
@@ -81,9 +82,23 @@ impl Target for BlockRun {
     }
 }
 
+/// In an image of several parts, part `n` has the offsets from `n << PART_SHIFT` on. No file system
+/// holds a larger file, and 2¹⁵ parts are more than any dump is split into.
+pub(super) const PART_SHIFT: u32 = 48;
+/// Most parts that an image can have.
+pub(super) const MAX_PARTS: usize = 1 << 10;
+
 /// The bytes of a dump by their offset. Safe to read from many threads.
 #[derive(Debug)]
-pub(super) struct Image {
+pub(super) enum Image {
+    One(Source),
+    /// At least one; see [`PART_SHIFT`].
+    Parts(Vec<Source>),
+}
+
+/// The bytes of one file.
+#[derive(Debug)]
+pub(super) struct Source {
     file: File,
     len: u64,
     flat: Option<FlatIndex>,
@@ -97,18 +112,94 @@ struct FlatIndex {
 }
 
 impl Image {
+    /// The first offset of part `n`.
+    pub fn part_begin(n: usize) -> u64 {
+        (n as u64) << PART_SHIFT
+    }
+
+    /// The source that an offset belongs to, the offset in it, and what was taken off.
+    fn source(&self, offset: u64) -> Option<(&Source, u64, u64)> {
+        match self {
+            Image::One(source) => Some((source, offset, 0)),
+            Image::Parts(parts) => {
+                let begin = offset >> PART_SHIFT << PART_SHIFT;
+                let part = parts.get(usize::try_from(offset >> PART_SHIFT).ok()?)?;
+                Some((part, offset - begin, begin))
+            }
+        }
+    }
+
+    fn sources(&self) -> &[Source] {
+        match self {
+            Image::One(source) => std::slice::from_ref(source),
+            Image::Parts(parts) => parts,
+        }
+    }
+
+    /// Bytes from the first to one past the last that there is; of all parts together.
+    pub fn len(&self) -> u64 {
+        self.sources().iter().map(Source::len).sum()
+    }
+
+    pub fn is_flattened(&self) -> bool {
+        self.sources().iter().any(Source::is_flattened)
+    }
+
+    /// A flattened stream without its end mark: its writer, or its copy, was cut off.
+    pub fn is_cut(&self) -> bool {
+        self.sources().iter().any(Source::is_cut)
+    }
+
+    /// Whether all of `offset..offset + len` can be read.
+    pub fn has(&self, offset: u64, len: u64) -> bool {
+        self.source(offset)
+            .is_some_and(|(source, offset, _)| source.has(offset, len))
+    }
+
+    /// The parts of `offset..offset + len` that can be read, as (offset, length), in order.
+    pub fn readable(&self, offset: u64, len: u64) -> Vec<(u64, u64)> {
+        let Some((source, offset, begin)) = self.source(offset) else {
+            return Vec::new();
+        };
+        let mut parts = source.readable(offset, len);
+        for (at, _) in &mut parts {
+            *at += begin;
+        }
+        parts
+    }
+
+    /// Fills `buf` from `offset` on, or fails.
+    pub fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<(), ImageError> {
+        match self.source(offset) {
+            Some((source, offset, _)) => source.read_at(offset, buf),
+            None => Err(ImageError::Absent(offset)),
+        }
+    }
+
+    /// Like [`Image::read_at`], but what a flattened stream leaves out between its first byte here
+    /// and its end is zeros: QEMU writes headers without their padding. Not for pages, where zeros
+    /// would be a lie.
+    pub fn read_padded(&self, offset: u64, buf: &mut [u8]) -> Result<(), ImageError> {
+        match self.source(offset) {
+            Some((source, offset, _)) => source.read_padded(offset, buf),
+            None => Err(ImageError::Absent(offset)),
+        }
+    }
+}
+
+impl Source {
     /// The file as it stands. A block device has a length too; a pipe has none and fails here.
-    pub fn new(mut file: File) -> io::Result<Image> {
+    pub fn new(mut file: File) -> io::Result<Source> {
         let len = file.seek(SeekFrom::End(0))?;
-        Ok(Image {
+        Ok(Source {
             file,
             len,
             flat: None,
         })
     }
 
-    /// If the file is flattened, turns it into the image that it unfolds to.
-    pub fn unfold(self) -> Result<Image, FlatError> {
+    /// If the file is flattened, turns it into what it unfolds to.
+    pub fn unfold(self) -> Result<Source, FlatError> {
         let mut head = [0u8; 32];
         match self.read_at(0, &mut head) {
             Ok(()) => {}
@@ -123,7 +214,7 @@ impl Image {
             return Err(FlatError::Version { kind, version });
         }
         let index = FlatIndex::build(&self)?;
-        Ok(Image {
+        Ok(Source {
             len: index.map.end(),
             flat: Some(index),
             ..self
@@ -139,12 +230,10 @@ impl Image {
         self.flat.is_some()
     }
 
-    /// A flattened stream without its end mark: its writer, or its copy, was cut off.
     pub fn is_cut(&self) -> bool {
         self.flat.as_ref().is_some_and(|flat| !flat.ended)
     }
 
-    /// Whether all of `offset..offset + len` can be read.
     pub fn has(&self, offset: u64, len: u64) -> bool {
         let Some(end) = offset.checked_add(len) else {
             return false;
@@ -164,7 +253,6 @@ impl Image {
         }
     }
 
-    /// The parts of `offset..offset + len` that can be read, as (offset, length), in order.
     pub fn readable(&self, offset: u64, len: u64) -> Vec<(u64, u64)> {
         let end = offset.saturating_add(len);
         match &self.flat {
@@ -183,7 +271,6 @@ impl Image {
         }
     }
 
-    /// Fills `buf` from `offset` on, or fails.
     pub fn read_at(&self, mut offset: u64, mut buf: &mut [u8]) -> Result<(), ImageError> {
         let Some(flat) = &self.flat else {
             if offset
@@ -206,9 +293,7 @@ impl Image {
         Ok(())
     }
 
-    /// Like [`Image::read_at`], but what a flattened stream leaves out between its first byte here
-    /// and its end is zeros: QEMU writes headers without their padding. Not for pages, where zeros
-    /// would be a lie.
+    /// See [`Image::read_padded`].
     pub fn read_padded(&self, offset: u64, buf: &mut [u8]) -> Result<(), ImageError> {
         if self.flat.is_none() || !self.has(offset, 1) {
             return self.read_at(offset, buf);
@@ -235,7 +320,7 @@ impl Image {
 impl FlatIndex {
     /// Follows the stream's headers from block to block. A stream that ends early gives an index of
     /// what is there.
-    fn build(raw: &Image) -> Result<FlatIndex, FlatError> {
+    fn build(raw: &Source) -> Result<FlatIndex, FlatError> {
         let mut builder = Builder::new();
         let mut at = FLAT_HEADER_SIZE;
         let mut header = [0u8; FLAT_BLOCK_HEADER as usize];

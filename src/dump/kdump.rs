@@ -7,12 +7,15 @@
 //!
 //! makedumpfile diskdump_mod.h and IMPLEMENTATION; QEMU include/sysemu/dump.h.
 
+use std::ops::Range;
+
 use super::codec::Codec;
-use super::image::{Image, ImageError};
+use super::image::{Image, ImageError, PART_SHIFT};
 use super::kdump_headers::{Headers, read_area};
 use super::notes::{Notes, vmcoreinfo_text};
 use super::page_cache::PageCache;
 use super::refusal::Refusal;
+use super::split::{Part, arrange, gaps};
 use super::words::{u32_at, u64_at, words};
 use super::{Missing, PAGE_SIZE, PageCounts, PageState, ReadError};
 
@@ -27,10 +30,12 @@ const DESC_SIZE: u64 = 24;
 /// The memory of a kdump-compressed dump.
 #[derive(Debug)]
 pub(super) struct KdumpMemory {
-    /// Where the first and the second bitmap and the descriptors stand.
+    /// Where the first and the second bitmap stand.
     ram_bitmap: u64,
     dumped_bitmap: u64,
-    descriptors: u64,
+    bitmaps_end: u64,
+    /// Where the descriptors stand, in the order of their page frames.
+    parts: Vec<Part>,
     max_pfn: u64,
     /// For each stride of the second bitmap, the number of pages in the strides before it.
     ranks: Vec<u64>,
@@ -50,42 +55,99 @@ pub(super) struct Stored {
 }
 
 impl KdumpMemory {
-    pub fn open(image: &Image) -> Result<(KdumpMemory, Headers, Notes), Refusal> {
-        let headers = Headers::read(image)?;
-        let mut notes = Notes::parse(&read_area(image, headers.notes, "offset_note")?);
-        if notes.xen {
-            return Err(Refusal::unsupported(
-                "a dump of a machine under Xen",
-                "dumps of Linux on real hardware or under KVM are read",
-            ));
+    /// Opens a dump of `sources` files.
+    pub fn open(image: &Image, sources: usize) -> Result<(KdumpMemory, Headers, Notes), Refusal> {
+        let mut all = Vec::with_capacity(sources);
+        let mut notes: Option<Notes> = None;
+        for source in 0..sources {
+            let begin = Image::part_begin(source);
+            let (headers, its_notes) =
+                open_one(image, begin).map_err(|refusal| refusal.in_part(source))?;
+            if let Some(notes) = &notes
+                && notes.vmcoreinfo != its_notes.vmcoreinfo
+            {
+                let what = "belongs to another crash than {}: its VMCOREINFO differs";
+                return Err(Refusal::part(source, Some(0), what));
+            }
+            notes.get_or_insert(its_notes);
+            all.push(headers);
         }
-        if headers.vmcoreinfo.1 > 0 {
-            let text = read_area(image, headers.vmcoreinfo, "offset_vmcoreinfo")?;
-            notes.vmcoreinfo = Some(vmcoreinfo_text(&text)).filter(|text| !text.is_empty());
+        let mut parts = arrange(&all)?;
+        let headers = all.swap_remove(0);
+        let mut memory = KdumpMemory::rank(image, 0, &headers)?;
+        for source in 1..sources {
+            let other = KdumpMemory::rank(image, source, &headers)
+                .map_err(|refusal| refusal.in_part(source))?;
+            if other.ranks != memory.ranks || other.dumped != memory.dumped {
+                let what = "belongs to another dump than {}: its bitmap differs";
+                return Err(Refusal::part(source, Some(0), what));
+            }
         }
+        for part in &mut parts {
+            part.before = memory.rank_of(image, part.pfns.start)?;
+            part.pages = memory.rank_of(image, part.pfns.end)? - part.before;
+        }
+        memory.parts = parts;
+        Ok((memory, headers, notes.unwrap_or_default()))
+    }
+
+    /// Page frames of parts that were not given.
+    pub fn gaps(&self) -> Vec<Range<u64>> {
+        gaps(&self.parts, self.max_pfn)
+    }
+
+    /// The page frames of the only part of a split dump, and the number of all.
+    pub fn lone_part(&self) -> Option<(Range<u64>, u64)> {
+        match &self.parts[..] {
+            [part] if part.pfns != (0..self.max_pfn) => Some((part.pfns.clone(), self.max_pfn)),
+            _ => None,
+        }
+    }
+
+    /// The file that the parts before and behind a gap are in.
+    pub fn around(&self, gap: &Range<u64>) -> (Option<usize>, Option<usize>) {
+        let before = self.parts.iter().rfind(|part| part.pfns.end <= gap.start);
+        let behind = self.parts.iter().find(|part| part.pfns.start >= gap.end);
+        (before.map(|p| p.source), behind.map(|p| p.source))
+    }
+
+    /// Pages in the dump before a page frame.
+    fn rank_of(&self, image: &Image, pfn: u64) -> Result<u64, Refusal> {
+        if pfn >= self.max_pfn {
+            return Ok(self.dumped);
+        }
+        let stride = pfn / PFNS_PER_STRIDE;
+        let at = self.dumped_bitmap + stride * STRIDE as u64;
+        let mut rank = Rank::default();
+        self.read_small(image, at, &mut rank.bits)
+            .map_err(|e| Refusal::unreadable("bitmap", at, e))?;
+        rank.before = self.ranks[stride as usize];
+        let word = (pfn % PFNS_PER_STRIDE / 64) as usize;
+        let below = rank.word(word) & ((1 << (pfn % 64)) - 1);
+        Ok(rank.before_word(word) + u64::from(below.count_ones()))
+    }
+
+    /// Goes over both bitmaps once.
+    fn rank(image: &Image, source: usize, headers: &Headers) -> Result<KdumpMemory, Refusal> {
+        const CHUNK: usize = 64 << 10;
         let half = headers.bitmap_blocks / 2 * PAGE_SIZE;
+        let ram_bitmap = Image::part_begin(source) + headers.bitmap;
         let mut memory = KdumpMemory {
-            ram_bitmap: headers.bitmap,
-            dumped_bitmap: headers.bitmap + half,
-            descriptors: headers.bitmap + 2 * half,
+            ram_bitmap,
+            dumped_bitmap: ram_bitmap + half,
+            bitmaps_end: ram_bitmap + 2 * half,
+            parts: Vec::new(),
             max_pfn: headers.max_pfn,
             ranks: Vec::new(),
             dumped: 0,
             filtered: 0,
             blocks: PageCache::new(6),
         };
-        memory.rank(image)?;
-        Ok((memory, headers, notes))
-    }
-
-    /// Goes over both bitmaps once.
-    fn rank(&mut self, image: &Image) -> Result<(), Refusal> {
-        const CHUNK: usize = 64 << 10;
-        let len = self.max_pfn.div_ceil(8).next_multiple_of(PAGE_SIZE);
+        let len = memory.max_pfn.div_ceil(8).next_multiple_of(PAGE_SIZE);
         // makedumpfile -F writes a bitmap only up to its last byte that is used, and leaves the rest
         // of the block out: 32 763 bytes for 262 104 pages (1.7.2, kernel 6.1, 1 GiB).
-        let used = self.max_pfn.div_ceil(8);
-        for bitmap in [self.ram_bitmap, self.dumped_bitmap] {
+        let used = memory.max_pfn.div_ceil(8);
+        for bitmap in [memory.ram_bitmap, memory.dumped_bitmap] {
             if !image.has(bitmap, used) {
                 let problem = format!(
                     "has {used} bytes, not all of which are in the file of {} (cut short?)",
@@ -94,35 +156,36 @@ impl KdumpMemory {
                 return Err(Refusal::damaged("bitmap", "", bitmap, problem));
             }
         }
-        self.ranks
-            .reserve_exact(self.max_pfn.div_ceil(PFNS_PER_STRIDE) as usize);
+        memory
+            .ranks
+            .reserve_exact(memory.max_pfn.div_ceil(PFNS_PER_STRIDE) as usize);
         let (mut ram, mut dumped) = (vec![0u8; CHUNK], vec![0u8; CHUNK]);
         for start in (0..len).step_by(CHUNK) {
             let n = (len - start).min(CHUNK as u64) as usize;
             for (bitmap, bytes) in [
-                (self.ram_bitmap, &mut ram),
-                (self.dumped_bitmap, &mut dumped),
+                (memory.ram_bitmap, &mut ram),
+                (memory.dumped_bitmap, &mut dumped),
             ] {
                 let at = bitmap + start;
                 image
                     .read_padded(at, &mut bytes[..n])
                     .map_err(|e| Refusal::unreadable("bitmap", at, e))?;
             }
-            let pfns = self.max_pfn - start * 8;
+            let pfns = memory.max_pfn - start * 8;
             for (index, (ram, dumped)) in words(&ram).zip(words(&dumped)).enumerate() {
                 if index % (STRIDE / 8) == 0 {
-                    self.ranks.push(self.dumped);
+                    memory.ranks.push(memory.dumped);
                 }
                 let mask = match pfns.saturating_sub(index as u64 * 64) {
                     0 => break,
                     pfns @ 1..64 => (1 << pfns) - 1,
                     _ => u64::MAX,
                 };
-                self.dumped += u64::from((dumped & mask).count_ones());
-                self.filtered += u64::from((ram & !dumped & mask).count_ones());
+                memory.dumped += u64::from((dumped & mask).count_ones());
+                memory.filtered += u64::from((ram & !dumped & mask).count_ones());
             }
         }
-        Ok(())
+        Ok(memory)
     }
 
     pub fn max_pfn(&self) -> u64 {
@@ -168,15 +231,36 @@ impl KdumpMemory {
             });
         }
         let index = rank.before_word(word) + u64::from((here & ((1 << bit) - 1)).count_ones());
-        let at = self.descriptors + index * DESC_SIZE;
+        let Some(part) = self.part_of(pfn) else {
+            return missing(Missing::Truncated);
+        };
+        let Some(index) = index.checked_sub(part.before) else {
+            // The bitmap was read anew and is not what it was.
+            return missing(Missing::Truncated);
+        };
+        let at = part.descriptors + index * DESC_SIZE;
         let mut desc = [0; DESC_SIZE as usize];
         self.read_small(image, at, &mut desc)
             .map_err(|e| read_error(addr, at, e))?;
-        self.check(image, addr, at, &desc)
+        self.check(image, part, addr, at, &desc)
     }
 
-    fn check(&self, image: &Image, addr: u64, at: u64, desc: &[u8]) -> Result<Stored, ReadError> {
+    fn part_of(&self, pfn: u64) -> Option<&Part> {
+        let next = self.parts.partition_point(|part| part.pfns.end <= pfn);
+        self.parts.get(next).filter(|part| part.pfns.contains(&pfn))
+    }
+
+    fn check(
+        &self,
+        image: &Image,
+        part: &Part,
+        addr: u64,
+        at: u64,
+        desc: &[u8],
+    ) -> Result<Stored, ReadError> {
         let (offset, size, flags) = (u64_at(desc, 0), u32_at(desc, 8), u32_at(desc, 12));
+        // The bits above are the part's number; no file is as long.
+        let offset = offset.min((1 << PART_SHIFT) - PAGE_SIZE);
         let corrupt = |what| {
             Err(ReadError::Corrupt {
                 addr,
@@ -199,11 +283,12 @@ impl KdumpMemory {
         if size == 0 || u64::from(size) > PAGE_SIZE {
             return corrupt(format!("page_desc.size is {size}, not 1 to {PAGE_SIZE}"));
         }
-        if offset < self.descriptors + self.dumped * DESC_SIZE {
+        if part.begin() + offset < part.descriptors + part.pages * DESC_SIZE {
             return corrupt(format!(
                 "page_desc.offset {offset:#x} lies before the pages' data"
             ));
         }
+        let offset = part.begin() + offset;
         if !image.has(offset, u64::from(size)) {
             return Err(ReadError::Missing {
                 addr,
@@ -232,7 +317,7 @@ impl KdumpMemory {
                         head.copy_from_slice(&block[inside..inside + n]);
                     }
                     // The last block of a bitmap in a flattened file: zeros follow.
-                    Err(ImageError::Absent(_)) if at < self.descriptors => {
+                    Err(ImageError::Absent(_)) if at < self.bitmaps_end => {
                         image.read_padded(at, head)?;
                     }
                     // The last block of the file is not whole.
@@ -261,21 +346,35 @@ impl KdumpMemory {
         }
     }
 
-    /// Counts pages beyond the end of the file, until there are more than `enough`.
+    /// Counts pages beyond the end of their file and in parts that are missing, until there are more
+    /// than `enough`.
+    fn count_truncated(&self, image: &Image, enough: u64) -> u64 {
+        let given: u64 = self.parts.iter().map(|part| part.pages).sum();
+        let mut truncated = self.dumped - given;
+        for part in &self.parts {
+            if truncated > enough {
+                break;
+            }
+            truncated += self.count_cut(image, part, enough - truncated);
+        }
+        truncated
+    }
+
+    /// Counts a part's pages beyond the end of its file, until there are more than `enough`.
     ///
     /// Data stand in the order of the pages (but for the one page that all zero pages share), so
     /// what a cut takes away is at the end: descriptors are gone over from the last backwards until
     /// a chunk of them is whole and has data of its own.
-    fn count_truncated(&self, image: &Image, enough: u64) -> u64 {
+    fn count_cut(&self, image: &Image, part: &Part, enough: u64) -> u64 {
         const CHUNK: u64 = 4096;
         let mut bytes = vec![0; (CHUNK * DESC_SIZE) as usize];
-        let table = image.readable(self.descriptors, self.dumped * DESC_SIZE);
-        let table_end = table.last().map_or(self.descriptors, |(at, len)| at + len);
-        let mut end = (table_end - self.descriptors) / DESC_SIZE;
-        let mut truncated = self.dumped - end;
+        let table = image.readable(part.descriptors, part.pages * DESC_SIZE);
+        let table_end = table.last().map_or(part.descriptors, |(at, len)| at + len);
+        let mut end = (table_end - part.descriptors) / DESC_SIZE;
+        let mut truncated = part.pages - end;
         while end > 0 && truncated <= enough {
             let start = end.saturating_sub(CHUNK);
-            let at = self.descriptors + start * DESC_SIZE;
+            let at = part.descriptors + start * DESC_SIZE;
             let bytes = &mut bytes[..((end - start) * DESC_SIZE) as usize];
             // Descriptors that are gone stay zero, and count as truncated.
             bytes.fill(0);
@@ -291,7 +390,7 @@ impl KdumpMemory {
             let before = truncated;
             let mut offsets = (u64::MAX, 0);
             for desc in bytes.chunks_exact(DESC_SIZE as usize) {
-                if let Err(ReadError::Missing { .. }) = self.check(image, 0, 0, desc) {
+                if let Err(ReadError::Missing { .. }) = self.check(image, part, 0, 0, desc) {
                     truncated += 1;
                 }
                 let offset = u64_at(desc, 0);
@@ -304,6 +403,27 @@ impl KdumpMemory {
         }
         truncated
     }
+}
+
+/// Headers and notes of one file.
+fn open_one(image: &Image, begin: u64) -> Result<(Headers, Notes), Refusal> {
+    let headers = Headers::read(image, begin)?;
+    let area = |(offset, size): (u64, u64), field| {
+        let offset = offset.min((1 << PART_SHIFT) - 1);
+        read_area(image, (begin + offset, size), field)
+    };
+    let mut notes = Notes::parse(&area(headers.notes, "offset_note")?);
+    if notes.xen {
+        return Err(Refusal::unsupported(
+            "a dump of a machine under Xen",
+            "dumps of Linux on real hardware or under KVM are read",
+        ));
+    }
+    if headers.vmcoreinfo.1 > 0 {
+        let text = area(headers.vmcoreinfo, "offset_vmcoreinfo")?;
+        notes.vmcoreinfo = Some(vmcoreinfo_text(&text)).filter(|text| !text.is_empty());
+    }
+    Ok((headers, notes))
 }
 
 /// A stride of the second bitmap, and how many pages are before a word in it. For pages asked for

@@ -1,5 +1,7 @@
 //! The two headers of a kdump-compressed dump, and the areas of notes that the second points to.
 
+use std::ops::Range;
+
 use super::PAGE_SIZE;
 use super::codec::Codec;
 use super::image::Image;
@@ -25,16 +27,22 @@ pub(super) struct Headers {
     pub bitmap: u64,
     pub bitmap_blocks: u64,
     pub max_pfn: u64,
+    /// The page frames that are in this file, when it is one part of a split dump.
+    pub split: Option<Range<u64>>,
+    /// `utsname`: six strings of 65 bytes.
+    utsname: Vec<u8>,
     pub vmcoreinfo: (u64, u64),
     pub notes: (u64, u64),
 }
 
 impl Headers {
-    pub fn read(image: &Image) -> Result<Headers, Refusal> {
+    /// Reads the headers of the file that begins at `begin` of the image; offsets in what is
+    /// returned count from there.
+    pub fn read(image: &Image, begin: u64) -> Result<Headers, Refusal> {
         // `disk_dump_header` up to `nr_cpus`, 464 bytes of the first block.
         let mut header = [0u8; 464];
         image
-            .read_padded(0, &mut header)
+            .read_padded(begin, &mut header)
             .map_err(|e| Refusal::unreadable(HEADER, 0, e))?;
         // utsname.machine, the fifth of six strings of 65 bytes.
         let machine = header[272..337]
@@ -84,14 +92,8 @@ impl Headers {
 
         let mut sub = [0u8; 104];
         image
-            .read_padded(PAGE_SIZE, &mut sub)
+            .read_padded(begin + PAGE_SIZE, &mut sub)
             .map_err(|e| Refusal::unreadable(SUB_HEADER, PAGE_SIZE, e))?;
-        if version >= 2 && u32_at(&sub, 12) != 0 {
-            return Err(Refusal::unsupported(
-                "one part of a split dump",
-                "put the parts together first: makedumpfile --reassemble PART… DUMP",
-            ));
-        }
         let since = |since: i32, at: usize| {
             if version >= since {
                 u64_at(&sub, at)
@@ -117,15 +119,54 @@ impl Headers {
                 format!("is {bitmap_blocks}, too few or odd for two bitmaps of {max_pfn} pages");
             return Err(Refusal::damaged(HEADER, "bitmap_blocks", 436, problem));
         }
+        let split = match (version >= 2 && u32_at(&sub, 12) != 0, version) {
+            (false, _) => None,
+            (true, 6..) => Some(u64_at(&sub, 80)..u64_at(&sub, 88)),
+            (true, _) => Some(u64_at(&sub, 16)..u64_at(&sub, 24)),
+        };
+        if let Some(pfns) = &split
+            && (pfns.start > pfns.end || pfns.end > max_pfn)
+        {
+            let problem = format!(
+                "is {:#x} and end_pfn {:#x}, with {max_pfn:#x} page frames in all",
+                pfns.start, pfns.end
+            );
+            return Err(Refusal::damaged(
+                SUB_HEADER,
+                "start_pfn",
+                PAGE_SIZE,
+                problem,
+            ));
+        }
         Ok(Headers {
             status: u32_at(&header, 424),
             dump_level: Some(u32_at(&sub, 8)),
             bitmap,
             bitmap_blocks,
             max_pfn,
+            split,
+            utsname: header[12..12 + 6 * 65].to_vec(),
             vmcoreinfo: (since(3, 32), since(3, 40)),
             notes: (since(4, 48), since(4, 56)),
         })
+    }
+
+    /// Offset of the page descriptors.
+    pub fn descriptors(&self) -> u64 {
+        self.bitmap + self.bitmap_blocks * PAGE_SIZE
+    }
+
+    /// What tells that two files are not parts of one dump.
+    pub fn difference(&self, other: &Headers) -> Option<&'static str> {
+        if self.utsname != other.utsname {
+            Some("the kernel (utsname)")
+        } else if self.max_pfn != other.max_pfn || self.bitmap_blocks != other.bitmap_blocks {
+            Some("the size of memory (max_mapnr)")
+        } else if self.dump_level != other.dump_level {
+            Some("the dump level")
+        } else {
+            None
+        }
     }
 
     /// What the header says of the compression; single pages may differ.

@@ -37,16 +37,17 @@ mod kdump;
 mod kdump_headers;
 mod memory;
 mod notes;
+mod opening;
 mod page_cache;
 mod recognise;
 mod refusal;
+mod split;
 mod words;
 
 use std::cell::RefCell;
 use std::fmt;
-use std::fs::File;
-use std::os::unix::fs::FileTypeExt;
-use std::path::Path;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 use serde::{Deserialize, Serialize};
@@ -54,11 +55,12 @@ use serde::{Deserialize, Serialize};
 use codec::Decoder;
 use elf::ElfMemory;
 pub use error::{OpenError, ReadError};
-use image::{Image, ImageError};
+use image::{Image, ImageError, Source};
 use kdump::{KdumpMemory, Rank};
 use kdump_headers::Headers;
 pub use memory::{Missing, PAGE_SIZE, PageCounts, PageFailure, PageState, PhysicalMemory};
 use notes::Notes;
+pub use opening::Opening;
 use page_cache::PageCache;
 use recognise::Kind;
 use refusal::Refusal;
@@ -129,48 +131,55 @@ thread_local! {
 }
 
 impl Dump {
-    /// Opens a dump, whatever its format. Reads headers, notes and bitmaps; no page.
+    /// Opens a dump, whatever its format: a file, or a directory with one dump in it. Reads headers,
+    /// notes and bitmaps; no page. [`Opening`] can more.
     pub fn open(path: &Path) -> Result<Dump, OpenError> {
-        let open = || {
-            let metadata = std::fs::metadata(path).map_err(Refusal::Io)?;
-            if metadata.file_type().is_fifo() {
-                // Opening it would wait for a writer.
-                return Err(Refusal::unsupported(
-                    "a pipe",
-                    "save the dump to a file first",
-                ));
-            }
-            if metadata.is_dir() {
-                return Err(Refusal::not_a_dump(
-                    "it is a directory",
-                    "name the dump file in it",
-                ));
-            }
-            let file = File::open(path).map_err(Refusal::Io)?;
-            Dump::from_image(Image::new(file).map_err(Refusal::Io)?)
-        };
-        open().map_err(|refusal| refusal.at(path))
+        Opening::of(path).open()
     }
 
-    fn from_image(raw: Image) -> Result<Dump, Refusal> {
-        let image = raw.unfold()?;
-        let mut head = vec![0; image.len().min(512) as usize];
-        image
-            .read_padded(0, &mut head)
-            .map_err(|e| Refusal::unreadable("header", 0, e))?;
-        let (memory, notes, headers) = match recognise::recognise(&head)? {
+    /// Opens the parts of a split dump, given in any order. See [`Opening::part`] for missing ones.
+    pub fn open_parts(paths: &[PathBuf]) -> Result<Dump, OpenError> {
+        let mut paths = paths.iter();
+        let first = Opening::of(paths.next().cloned().unwrap_or_default());
+        paths.fold(first, Opening::part).open()
+    }
+
+    fn from_sources(mut sources: Vec<Source>, paths: &[PathBuf]) -> Result<Dump, OpenError> {
+        let count = sources.len();
+        let image = match sources.pop() {
+            Some(only) if sources.is_empty() => Image::One(only),
+            Some(last) => {
+                sources.push(last);
+                Image::Parts(sources)
+            }
+            None => Image::Parts(sources),
+        };
+        let dump = Dump::from_image(image, count, paths);
+        dump.map_err(|refusal| refusal.at(paths))
+    }
+
+    fn from_image(image: Image, sources: usize, paths: &[PathBuf]) -> Result<Dump, Refusal> {
+        let mut kind = Kind::Elf;
+        for source in 0..sources {
+            kind = opening::recognise(&image, source).map_err(|e| e.in_part(source))?;
+            if sources > 1 && kind == Kind::Elf {
+                let what = "is an ELF file; only kdump-compressed dumps are split into parts";
+                return Err(Refusal::part(source, None, what));
+            }
+        }
+        let (memory, notes, headers) = match kind {
             Kind::Elf => {
                 let (memory, notes) = ElfMemory::open(&image)?;
                 (Memory::Elf(memory), notes, None)
             }
             Kind::Kdump => {
-                let (memory, headers, notes) = KdumpMemory::open(&image)?;
+                let (memory, headers, notes) = KdumpMemory::open(&image, sources)?;
                 (Memory::Kdump(Box::new(memory)), notes, Some(headers))
             }
         };
         let mut dump = Dump {
-            format: Format::describe(&image, headers.as_ref(), &notes),
-            incomplete: why_incomplete(&image, &memory, headers.as_ref()),
+            format: Format::describe(&image, headers.as_ref(), &notes, sources),
+            incomplete: why_incomplete(&image, &memory, headers.as_ref(), paths),
             dump_level: headers.and_then(|headers| headers.dump_level),
             vmcoreinfo: notes.vmcoreinfo,
             cpu_notes: notes.cpus,
@@ -182,6 +191,15 @@ impl Dump {
         };
         dump.identity = dump.identify();
         Ok(dump)
+    }
+
+    /// The page frames of a part of a split dump that was opened alone, and one past the last of the
+    /// whole dump.
+    fn lone_part(&self) -> Option<(Range<u64>, u64)> {
+        match &self.memory {
+            Memory::Kdump(memory) => memory.lone_part(),
+            Memory::Elf(_) => None,
+        }
     }
 
     fn identify(&self) -> DumpIdentity {
@@ -367,7 +385,7 @@ impl PhysicalMemory for Dump {
 }
 
 impl Format {
-    fn describe(image: &Image, headers: Option<&Headers>, notes: &Notes) -> Format {
+    fn describe(image: &Image, headers: Option<&Headers>, notes: &Notes, sources: usize) -> Format {
         let mut name = match headers {
             None => "ELF".to_owned(),
             Some(headers) => match headers.codec() {
@@ -378,6 +396,9 @@ impl Format {
         if image.is_flattened() {
             name += ", flattened";
         }
+        if sources > 1 {
+            name += &format!(", in {sources} parts");
+        }
         if notes.cpus.iter().any(|cpu| cpu.qemu.is_some()) {
             name += ", by QEMU";
         }
@@ -385,7 +406,17 @@ impl Format {
     }
 }
 
-fn why_incomplete(image: &Image, memory: &Memory, headers: Option<&Headers>) -> Option<String> {
+fn why_incomplete(
+    image: &Image,
+    memory: &Memory,
+    headers: Option<&Headers>,
+    paths: &[PathBuf],
+) -> Option<String> {
+    if let Memory::Kdump(memory) = memory
+        && let Some(missing) = missing_parts(memory, paths)
+    {
+        return Some(missing);
+    }
     if headers.is_some_and(Headers::is_incomplete) {
         return Some("makedumpfile ran out of space while it wrote the dump".into());
     }
@@ -402,4 +433,24 @@ fn why_incomplete(image: &Image, memory: &Memory, headers: Option<&Headers>) -> 
             image.len()
         )
     })
+}
+
+/// Names the page frames whose part was not given.
+fn missing_parts(memory: &KdumpMemory, paths: &[PathBuf]) -> Option<String> {
+    let gaps: Vec<String> = memory
+        .gaps()
+        .iter()
+        .map(|gap| {
+            let name = |part: Option<usize>| Some(paths.get(part?)?.display().to_string());
+            let (before, behind) = memory.around(gap);
+            let place = match (name(before), name(behind)) {
+                (Some(before), Some(behind)) => format!(", between {before} and {behind}"),
+                (Some(before), None) => format!(", after {before}"),
+                (None, Some(behind)) => format!(", before {behind}"),
+                (None, None) => String::new(),
+            };
+            format!("page frames {:#x} to {:#x}{place}", gap.start, gap.end)
+        })
+        .collect();
+    (!gaps.is_empty()).then(|| format!("a part of the split dump is missing: {}", gaps.join("; ")))
 }

@@ -1,10 +1,10 @@
 //! Why a format's reader does not take a file, before the file's name is put to it.
 
 use std::io;
-use std::path::Path;
+use std::path::PathBuf;
 
 use super::error::OpenError;
-use super::image::{FlatError, ImageError};
+use super::image::{FlatError, ImageError, PART_SHIFT};
 
 #[derive(Debug)]
 pub(super) enum Refusal {
@@ -23,6 +23,14 @@ pub(super) enum Refusal {
         offset: u64,
         problem: String,
     },
+    /// One of several files does not fit to the others. `{}` in `what` stands for the other's name.
+    Part {
+        part: usize,
+        other: Option<usize>,
+        what: String,
+    },
+    /// What is wrong with one of several files.
+    InPart(usize, Box<Refusal>),
 }
 
 impl Refusal {
@@ -47,6 +55,21 @@ impl Refusal {
         }
     }
 
+    pub fn part(part: usize, other: Option<usize>, what: impl Into<String>) -> Refusal {
+        Refusal::Part {
+            part,
+            other,
+            what: what.into(),
+        }
+    }
+
+    pub fn in_part(self, part: usize) -> Refusal {
+        match self {
+            already @ (Refusal::InPart(..) | Refusal::Part { .. }) => already,
+            other => Refusal::InPart(part, Box::new(other)),
+        }
+    }
+
     pub fn not_a_dump(what: impl Into<String>, hint: &'static str) -> Refusal {
         Refusal::NotADump {
             what: what.into(),
@@ -67,9 +90,25 @@ impl Refusal {
         }
     }
 
-    pub fn at(self, path: &Path) -> OpenError {
-        let path = path.to_path_buf();
+    /// The error for a dump of these files.
+    pub fn at(self, paths: &[PathBuf]) -> OpenError {
+        let name = |part: usize| {
+            paths
+                .get(part)
+                .or(paths.first())
+                .cloned()
+                .unwrap_or_default()
+        };
+        let path = name(0);
         match self {
+            Refusal::InPart(part, refusal) => refusal.at(&[name(part)]),
+            Refusal::Part { part, other, what } => OpenError::WrongPart {
+                path: name(part),
+                what: match other {
+                    Some(other) => what.replace("{}", &name(other).display().to_string()),
+                    None => what,
+                },
+            },
             Refusal::Io(source) => OpenError::Io { path, source },
             Refusal::NotADump { what, hint } => OpenError::NotADump { path, what, hint },
             Refusal::Unsupported { what, hint } => OpenError::Unsupported { path, what, hint },
@@ -82,7 +121,7 @@ impl Refusal {
                 path,
                 structure,
                 field,
-                offset,
+                offset: offset % (1 << PART_SHIFT),
                 problem,
             },
         }

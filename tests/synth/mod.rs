@@ -247,11 +247,18 @@ impl Machine {
 
         let sub = PAGE;
         put(&mut out, sub + 8, &options.level.to_le_bytes());
-        put(&mut out, sub + 12, &options.split.to_le_bytes());
+        let split = u32::from(options.part.is_some());
+        put(&mut out, sub + 12, &split.to_le_bytes());
         let area = sub + 104;
         // Fields that a version does not have are noise, which a reader must not take either.
         for at in (16..104).step_by(8) {
             put(&mut out, sub + at, &(noise.next() | 1).to_le_bytes());
+        }
+        let (first, end) = options.part.unwrap_or((0, frames));
+        if options.version >= 2 {
+            let at = if options.version >= 6 { 80 } else { 16 };
+            put(&mut out, sub + at, &(first as u64).to_le_bytes());
+            put(&mut out, sub + at + 8, &(end as u64).to_le_bytes());
         }
         if options.version >= 3 {
             put(&mut out, sub + 32, &(area as u64).to_le_bytes());
@@ -273,8 +280,7 @@ impl Machine {
         out.extend_from_slice(&ram);
         out.extend_from_slice(&dumped);
 
-        let pages: Vec<&[u8; PAGE]> = self
-            .slots
+        let pages: Vec<&[u8; PAGE]> = self.slots[first..end]
             .iter()
             .filter_map(|slot| match slot {
                 Slot::Data(page) => Some(&**page),
@@ -388,7 +394,8 @@ pub struct Kdump {
     pub version: i32,
     pub status: u32,
     pub level: u32,
-    pub split: u32,
+    /// One part of a split dump: the page frames that it holds.
+    pub part: Option<(usize, usize)>,
     pub block_size: u32,
     pub machine: &'static str,
     /// A page's stored bytes and `page_desc.flags`.
@@ -401,7 +408,7 @@ impl Default for Kdump {
             version: 6,
             status: 1,
             level: 17,
-            split: 0,
+            part: None,
             block_size: 4096,
             machine: "x86_64",
             store: store_zlib,

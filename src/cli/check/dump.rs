@@ -4,14 +4,15 @@ use super::findings::Findings;
 use super::guests::{self, Guests};
 use super::kdump_config::{HARMFUL_BITS, Tool};
 use super::{Document, crash, print_advice, verdict};
+use crate::cli::args::SourceArgs;
 use crate::cli::exit::{Exit, Failure};
+use crate::cli::open;
 use crate::cli::output::print_json;
 use crate::cli::table::bytes;
 use crate::dump::{Dump, PAGE_SIZE, PageCounts};
-use crate::extract::{Crash, DeadHost, ExtractError};
+use crate::extract::{Crash, DeadHost};
 use serde::Serialize;
 use std::path::Path;
-use std::sync::Arc;
 
 /// What the file says of itself.
 #[derive(Serialize)]
@@ -25,8 +26,8 @@ pub(super) struct Facts {
 }
 
 /// Checks a dump against this host.
-pub(super) fn run(path: &Path, json: bool) -> Result<Exit, Failure> {
-    let dump = Arc::new(Dump::open(path).map_err(ExtractError::from)?);
+pub(super) fn run(path: &Path, source: &SourceArgs, json: bool) -> Result<Exit, Failure> {
+    let dump = open::dump(path, source)?;
     let mut findings = Findings::default();
     let opened = DeadHost::of(dump.clone());
     let crash = match &opened {

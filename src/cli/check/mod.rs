@@ -12,6 +12,7 @@ mod host;
 mod kdump_config;
 mod verdict;
 
+use super::args::SourceArgs;
 use super::exit::{Exit, Failure};
 use super::output::print_json;
 use crate::dump::PageCounts;
@@ -48,9 +49,9 @@ struct Document<'a> {
 ///
 /// # Errors
 /// When the dump cannot be read.
-pub fn run(dump: Option<&Path>, json: bool) -> Result<Exit, Failure> {
+pub fn run(dump: Option<&Path>, source: &SourceArgs, json: bool) -> Result<Exit, Failure> {
     match dump {
-        Some(path) => dump::run(path, json),
+        Some(path) => dump::run(path, source, json),
         None => check_host(json),
     }
 }
