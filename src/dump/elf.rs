@@ -1,5 +1,7 @@
 //! ELF dumps: /proc/vmcore, makedumpfile -E, QEMU's dump-guest-memory, virsh dump --memory-only.
 
+use std::ops::Range;
+
 use goblin::elf::header::header64;
 use goblin::elf::program_header::{PT_LOAD, PT_NOTE, ProgramHeader};
 
@@ -153,6 +155,15 @@ impl ElfMemory {
         let known = counts.present + counts.filtered + counts.truncated;
         counts.not_ram = self.max_pfn() - known;
         counts
+    }
+
+    /// The next page frames from `from` on that have bytes in the file, though perhaps not all.
+    pub fn next_data(&self, from: u64) -> Option<Range<u64>> {
+        let start = from.checked_mul(PAGE_SIZE)?;
+        let mut ranges = self.ranges.within(start, u64::MAX);
+        let range = ranges.find(|range| matches!(range.target, Backing::Data(_)))?;
+        let first = (range.start / PAGE_SIZE).max(from);
+        Some(first..range.end().div_ceil(PAGE_SIZE).max(first + 1))
     }
 
     pub fn is_truncated(&self) -> bool {

@@ -17,7 +17,7 @@ use super::page_cache::PageCache;
 use super::refusal::Refusal;
 use super::split::{Part, arrange, gaps};
 use super::words::{u32_at, u64_at, words};
-use super::{Missing, PAGE_SIZE, PageCounts, PageState, ReadError};
+use super::{Missing, PAGE_SIZE, PageCounts, PageKind, PageState, ReadError};
 
 const PAGE: usize = PAGE_SIZE as usize;
 /// Bytes of bitmap that share a rank.
@@ -25,7 +25,7 @@ const STRIDE: usize = 512;
 /// Page frames that share a rank: 16 MiB of memory.
 const PFNS_PER_STRIDE: u64 = STRIDE as u64 * 8;
 /// `page_desc`: offset u64, size u32, flags u32, page_flags u64.
-const DESC_SIZE: u64 = 24;
+pub(super) const DESC_SIZE: u64 = 24;
 
 /// The memory of a kdump-compressed dump.
 #[derive(Debug)]
@@ -200,6 +200,61 @@ impl KdumpMemory {
         }
     }
 
+    /// What the descriptor says of a page. `is_zeros` tells whether a stored page is zeros.
+    ///
+    /// makedumpfile and QEMU store one page of zeros, before all others, that every page of zeros
+    /// shares.
+    pub fn page_kind(
+        &self,
+        image: &Image,
+        pfn: u64,
+        is_zeros: impl FnOnce(Stored) -> bool,
+    ) -> PageKind {
+        match self.locate(image, &mut Rank::default(), pfn) {
+            Ok(stored) => match self.part_of(pfn) {
+                Some(part) if stored.offset == part.data() => {
+                    match *part.zeros_first.get_or_init(|| is_zeros(stored)) {
+                        true => PageKind::Zero,
+                        false => PageKind::Stored,
+                    }
+                }
+                _ => PageKind::Stored,
+            },
+            Err(ReadError::Missing { why, .. }) => PageKind::Missing(why),
+            Err(_) => PageKind::Damaged,
+        }
+    }
+
+    /// The next page frames from `from` on whose bits in the second bitmap are set; those in between
+    /// are passed over without a look where a whole stride has none.
+    pub fn next_dumped(&self, image: &Image, mut from: u64) -> Option<Range<u64>> {
+        while from < self.max_pfn {
+            let stride = (from / PFNS_PER_STRIDE) as usize;
+            let behind = ((stride as u64 + 1) * PFNS_PER_STRIDE).min(self.max_pfn);
+            let before = self.ranks[stride];
+            if self.ranks.get(stride + 1).unwrap_or(&self.dumped) == &before {
+                from = behind;
+                continue;
+            }
+            let mut bits = [0; STRIDE];
+            let at = self.dumped_bitmap + (stride * STRIDE) as u64;
+            if self.read_small(image, at, &mut bits).is_err() {
+                // Each of them says so when it is read.
+                return Some(from..behind);
+            }
+            let is_set = |pfn: &u64| {
+                let within = (pfn % PFNS_PER_STRIDE) as usize;
+                bits[within / 8] >> (within % 8) & 1 != 0
+            };
+            if let Some(start) = (from..behind).find(is_set) {
+                let end = (start..behind).find(|pfn| !is_set(pfn)).unwrap_or(behind);
+                return Some(start..end);
+            }
+            from = behind;
+        }
+        None
+    }
+
     /// Where a page stands in the file. `rank` speeds up asking for one page after another.
     pub fn locate(&self, image: &Image, rank: &mut Rank, pfn: u64) -> Result<Stored, ReadError> {
         let addr = pfn.saturating_mul(PAGE_SIZE);
@@ -283,7 +338,7 @@ impl KdumpMemory {
         if size == 0 || u64::from(size) > PAGE_SIZE {
             return corrupt(format!("page_desc.size is {size}, not 1 to {PAGE_SIZE}"));
         }
-        if part.begin() + offset < part.descriptors + part.pages * DESC_SIZE {
+        if part.begin() + offset < part.data() {
             return corrupt(format!(
                 "page_desc.offset {offset:#x} lies before the pages' data"
             ));

@@ -29,6 +29,14 @@ pub trait PhysicalMemory: Send + Sync {
         false
     }
 
+    /// What the dump's index says of a page: its state, and whether it stands there on its own.
+    fn page_kind(&self, pfn: u64) -> PageKind {
+        match self.page_state(pfn) {
+            PageState::Present => PageKind::Stored,
+            PageState::Missing(why) => PageKind::Missing(why),
+        }
+    }
+
     /// Reads many whole pages: page frame `pfns[i]` into `out[i * 4096..]`. Pages that cannot be
     /// read are filled with zeros and reported; an empty result says that all were read.
     ///
@@ -74,6 +82,19 @@ pub enum PageState {
     Present,
     /// It is not.
     Missing(Missing),
+}
+
+/// What the index says of a page. It costs as much to ask as [`PhysicalMemory::page_state`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum PageKind {
+    /// It is there (though it may prove corrupt when read).
+    Stored,
+    /// It is zeros: the writer stored one such page that all share.
+    Zero,
+    /// It is not there.
+    Missing(Missing),
+    /// It should be there, and what says where is damaged.
+    Damaged,
 }
 
 /// Why a page is not in the dump.

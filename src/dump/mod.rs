@@ -31,6 +31,7 @@ mod elf;
 mod elf_headers;
 mod error;
 mod extents;
+mod frame_set;
 mod identity;
 mod image;
 mod kdump;
@@ -41,6 +42,7 @@ mod opening;
 mod page_cache;
 mod recognise;
 mod refusal;
+mod scan;
 mod split;
 mod words;
 
@@ -55,15 +57,20 @@ use serde::{Deserialize, Serialize};
 use codec::Decoder;
 use elf::ElfMemory;
 pub use error::{OpenError, ReadError};
+pub use frame_set::FrameSet;
 use image::{Image, ImageError, Source};
-use kdump::{KdumpMemory, Rank};
+use kdump::{KdumpMemory, Rank, Stored};
 use kdump_headers::Headers;
-pub use memory::{Missing, PAGE_SIZE, PageCounts, PageFailure, PageState, PhysicalMemory};
+pub use memory::{
+    Missing, PAGE_SIZE, PageCounts, PageFailure, PageKind, PageState, PhysicalMemory,
+};
 use notes::Notes;
 pub use opening::Opening;
 use page_cache::PageCache;
 use recognise::Kind;
 use refusal::Refusal;
+
+pub use scan::{PageStates, Progress, Scan};
 
 pub use notes::{CpuNote, PrStatus, QemuCpuState, QemuSegment, UserRegs};
 
@@ -265,6 +272,17 @@ impl Dump {
         DECODER.with_borrow_mut(|decoder| bulk::decode(decoder, stored, addr, bytes, out))
     }
 
+    /// Whether a stored page is zeros.
+    fn is_zeros(&self, stored: Stored) -> bool {
+        let (mut bytes, mut page) = ([0; PAGE_SIZE as usize], [0; PAGE_SIZE as usize]);
+        let bytes = &mut bytes[..stored.size];
+        self.image.read_at(stored.offset, bytes).is_ok()
+            && DECODER
+                .with_borrow_mut(|d| bulk::decode(d, stored, 0, bytes, &mut page))
+                .is_ok()
+            && page.iter().all(|&byte| byte == 0)
+    }
+
     /// Part of one page, through the cache.
     fn read_in_page(&self, addr: u64, out: &mut [u8], keep: bool) -> Result<(), ReadError> {
         let (pfn, inside) = (addr / PAGE_SIZE, (addr % PAGE_SIZE) as usize);
@@ -363,6 +381,18 @@ impl PhysicalMemory for Dump {
         match &self.memory {
             Memory::Elf(memory) => memory.page_state(pfn),
             Memory::Kdump(memory) => memory.page_state(&self.image, pfn),
+        }
+    }
+
+    fn page_kind(&self, pfn: u64) -> PageKind {
+        match &self.memory {
+            Memory::Elf(memory) => match memory.page_state(pfn) {
+                PageState::Present => PageKind::Stored,
+                PageState::Missing(why) => PageKind::Missing(why),
+            },
+            Memory::Kdump(memory) => {
+                memory.page_kind(&self.image, pfn, |stored| self.is_zeros(stored))
+            }
         }
     }
 

@@ -6,8 +6,10 @@
 //! empty. makedumpfile.c, `writeout_multiple_dumpfiles`; diskdump_mod.h.
 
 use std::ops::Range;
+use std::sync::OnceLock;
 
 use super::image::Image;
+use super::kdump::DESC_SIZE;
 use super::kdump_headers::Headers;
 use super::refusal::Refusal;
 
@@ -22,9 +24,17 @@ pub(super) struct Part {
     /// Pages in the dump before the first of this part, and in this part.
     pub before: u64,
     pub pages: u64,
+    /// Whether its first stored page is zeros, once that was asked.
+    pub zeros_first: OnceLock<bool>,
 }
 
 impl Part {
+    /// Where its first page's data stand in the image: right behind the descriptors.
+    pub fn data(&self) -> u64 {
+        self.descriptors
+            .saturating_add(self.pages.saturating_mul(DESC_SIZE))
+    }
+
     /// The offset of its file's first byte in the image.
     pub fn begin(&self) -> u64 {
         Image::part_begin(self.source)
@@ -60,6 +70,7 @@ pub(super) fn arrange(headers: &[Headers]) -> Result<Vec<Part>, Refusal> {
             descriptors: Image::part_begin(source) + header.descriptors(),
             before: 0,
             pages: 0,
+            zeros_first: OnceLock::new(),
         });
     }
     parts.sort_by_key(|part| (part.pfns.start, part.pfns.end));
