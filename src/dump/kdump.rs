@@ -7,19 +7,21 @@
 //!
 //! makedumpfile diskdump_mod.h and IMPLEMENTATION; QEMU include/sysemu/dump.h.
 
-use std::ops::Range;
+mod locate;
 
-use super::codec::Codec;
-use super::image::{Image, ImageError, PART_SHIFT};
+use std::ops::Range;
+use std::sync::Mutex;
+
+use super::image::{Image, PART_SHIFT};
 use super::kdump_headers::{Headers, read_area};
 use super::notes::{Notes, vmcoreinfo_text};
 use super::page_cache::PageCache;
 use super::refusal::Refusal;
 use super::split::{Part, arrange, gaps};
-use super::words::{u32_at, u64_at, words};
-use super::{Missing, PAGE_SIZE, PageCounts, PageKind, PageState, ReadError};
+use super::words::{u64_at, words};
+use super::{PAGE_SIZE, PageCounts, ReadError};
+pub(super) use locate::{Locator, Rank, Stored};
 
-const PAGE: usize = PAGE_SIZE as usize;
 /// Bytes of bitmap that share a rank.
 const STRIDE: usize = 512;
 /// Page frames that share a rank: 16 MiB of memory.
@@ -44,14 +46,8 @@ pub(super) struct KdumpMemory {
     filtered: u64,
     /// Blocks of bitmaps and descriptors, by their number in the file.
     blocks: PageCache,
-}
-
-/// A page's descriptor, checked.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Stored {
-    pub offset: u64,
-    pub size: usize,
-    pub codec: Codec,
+    /// Where the last question for a page's state was, for the next is mostly for its neighbour.
+    last: Mutex<Rank>,
 }
 
 impl KdumpMemory {
@@ -84,8 +80,8 @@ impl KdumpMemory {
             }
         }
         for part in &mut parts {
-            part.before = memory.rank_of(image, part.pfns.start)?;
-            part.pages = memory.rank_of(image, part.pfns.end)? - part.before;
+            part.before = memory.pages_before(image, part.pfns.start)?;
+            part.pages = memory.pages_before(image, part.pfns.end)? - part.before;
         }
         memory.parts = parts;
         Ok((memory, headers, notes.unwrap_or_default()))
@@ -111,22 +107,6 @@ impl KdumpMemory {
         (before.map(|p| p.source), behind.map(|p| p.source))
     }
 
-    /// Pages in the dump before a page frame.
-    fn rank_of(&self, image: &Image, pfn: u64) -> Result<u64, Refusal> {
-        if pfn >= self.max_pfn {
-            return Ok(self.dumped);
-        }
-        let stride = pfn / PFNS_PER_STRIDE;
-        let at = self.dumped_bitmap + stride * STRIDE as u64;
-        let mut rank = Rank::default();
-        self.read_small(image, at, &mut rank.bits)
-            .map_err(|e| Refusal::unreadable("bitmap", at, e))?;
-        rank.before = self.ranks[stride as usize];
-        let word = (pfn % PFNS_PER_STRIDE / 64) as usize;
-        let below = rank.word(word) & ((1 << (pfn % 64)) - 1);
-        Ok(rank.before_word(word) + u64::from(below.count_ones()))
-    }
-
     /// Goes over both bitmaps once.
     fn rank(image: &Image, source: usize, headers: &Headers) -> Result<KdumpMemory, Refusal> {
         const CHUNK: usize = 64 << 10;
@@ -142,6 +122,7 @@ impl KdumpMemory {
             dumped: 0,
             filtered: 0,
             blocks: PageCache::new(6),
+            last: Mutex::default(),
         };
         let len = memory.max_pfn.div_ceil(8).next_multiple_of(PAGE_SIZE);
         // makedumpfile -F writes a bitmap only up to its last byte that is used, and leaves the rest
@@ -190,200 +171,6 @@ impl KdumpMemory {
 
     pub fn max_pfn(&self) -> u64 {
         self.max_pfn
-    }
-
-    pub fn page_state(&self, image: &Image, pfn: u64) -> PageState {
-        match self.locate(image, &mut Rank::default(), pfn) {
-            Err(ReadError::Missing { why, .. }) => PageState::Missing(why),
-            // Damaged pages are there; what is wrong is said on reading them.
-            _ => PageState::Present,
-        }
-    }
-
-    /// What the descriptor says of a page. `is_zeros` tells whether a stored page is zeros.
-    ///
-    /// makedumpfile and QEMU store one page of zeros, before all others, that every page of zeros
-    /// shares.
-    pub fn page_kind(
-        &self,
-        image: &Image,
-        pfn: u64,
-        is_zeros: impl FnOnce(Stored) -> bool,
-    ) -> PageKind {
-        match self.locate(image, &mut Rank::default(), pfn) {
-            Ok(stored) => match self.part_of(pfn) {
-                Some(part) if stored.offset == part.data() => {
-                    match *part.zeros_first.get_or_init(|| is_zeros(stored)) {
-                        true => PageKind::Zero,
-                        false => PageKind::Stored,
-                    }
-                }
-                _ => PageKind::Stored,
-            },
-            Err(ReadError::Missing { why, .. }) => PageKind::Missing(why),
-            Err(_) => PageKind::Damaged,
-        }
-    }
-
-    /// The next page frames from `from` on whose bits in the second bitmap are set; those in between
-    /// are passed over without a look where a whole stride has none.
-    pub fn next_dumped(&self, image: &Image, mut from: u64) -> Option<Range<u64>> {
-        while from < self.max_pfn {
-            let stride = (from / PFNS_PER_STRIDE) as usize;
-            let behind = ((stride as u64 + 1) * PFNS_PER_STRIDE).min(self.max_pfn);
-            let before = self.ranks[stride];
-            if self.ranks.get(stride + 1).unwrap_or(&self.dumped) == &before {
-                from = behind;
-                continue;
-            }
-            let mut bits = [0; STRIDE];
-            let at = self.dumped_bitmap + (stride * STRIDE) as u64;
-            if self.read_small(image, at, &mut bits).is_err() {
-                // Each of them says so when it is read.
-                return Some(from..behind);
-            }
-            let is_set = |pfn: &u64| {
-                let within = (pfn % PFNS_PER_STRIDE) as usize;
-                bits[within / 8] >> (within % 8) & 1 != 0
-            };
-            if let Some(start) = (from..behind).find(is_set) {
-                let end = (start..behind).find(|pfn| !is_set(pfn)).unwrap_or(behind);
-                return Some(start..end);
-            }
-            from = behind;
-        }
-        None
-    }
-
-    /// Where a page stands in the file. `rank` speeds up asking for one page after another.
-    pub fn locate(&self, image: &Image, rank: &mut Rank, pfn: u64) -> Result<Stored, ReadError> {
-        let addr = pfn.saturating_mul(PAGE_SIZE);
-        let missing = |why| Err(ReadError::Missing { addr, why });
-        if pfn >= self.max_pfn {
-            return missing(Missing::NotRam);
-        }
-        let stride = pfn / PFNS_PER_STRIDE;
-        let (word, bit) = ((pfn % PFNS_PER_STRIDE / 64) as usize, pfn % 64);
-        if rank.stride != Some(stride) {
-            rank.stride = None;
-            let at = self.dumped_bitmap + stride * STRIDE as u64;
-            self.read_small(image, at, &mut rank.bits)
-                .map_err(|e| read_error(addr, at, e))?;
-            rank.stride = Some(stride);
-            rank.word = 0;
-            rank.before = self.ranks[stride as usize];
-        }
-        let here = rank.word(word);
-        if here >> bit & 1 == 0 {
-            let at = self.ram_bitmap + pfn / 8;
-            let mut byte = [0];
-            self.read_small(image, at, &mut byte)
-                .map_err(|e| read_error(addr, at, e))?;
-            return missing(if byte[0] >> (pfn % 8) & 1 == 1 {
-                Missing::Filtered
-            } else {
-                Missing::NotRam
-            });
-        }
-        let index = rank.before_word(word) + u64::from((here & ((1 << bit) - 1)).count_ones());
-        let Some(part) = self.part_of(pfn) else {
-            return missing(Missing::Truncated);
-        };
-        let Some(index) = index.checked_sub(part.before) else {
-            // The bitmap was read anew and is not what it was.
-            return missing(Missing::Truncated);
-        };
-        let at = part.descriptors + index * DESC_SIZE;
-        let mut desc = [0; DESC_SIZE as usize];
-        self.read_small(image, at, &mut desc)
-            .map_err(|e| read_error(addr, at, e))?;
-        self.check(image, part, addr, at, &desc)
-    }
-
-    fn part_of(&self, pfn: u64) -> Option<&Part> {
-        let next = self.parts.partition_point(|part| part.pfns.end <= pfn);
-        self.parts.get(next).filter(|part| part.pfns.contains(&pfn))
-    }
-
-    fn check(
-        &self,
-        image: &Image,
-        part: &Part,
-        addr: u64,
-        at: u64,
-        desc: &[u8],
-    ) -> Result<Stored, ReadError> {
-        let (offset, size, flags) = (u64_at(desc, 0), u32_at(desc, 8), u32_at(desc, 12));
-        // The bits above are the part's number; no file is as long.
-        let offset = offset.min((1 << PART_SHIFT) - PAGE_SIZE);
-        let corrupt = |what| {
-            Err(ReadError::Corrupt {
-                addr,
-                offset: at,
-                what,
-            })
-        };
-        if desc.iter().all(|&b| b == 0) {
-            // A page that makedumpfile had no space for, or lost before it reached the disk.
-            return Err(ReadError::Missing {
-                addr,
-                why: Missing::Truncated,
-            });
-        }
-        let Some(codec) = Codec::from_flags(flags) else {
-            return corrupt(format!(
-                "page_desc.flags {flags:#x} name no known compression"
-            ));
-        };
-        if size == 0 || u64::from(size) > PAGE_SIZE {
-            return corrupt(format!("page_desc.size is {size}, not 1 to {PAGE_SIZE}"));
-        }
-        if part.begin() + offset < part.data() {
-            return corrupt(format!(
-                "page_desc.offset {offset:#x} lies before the pages' data"
-            ));
-        }
-        let offset = part.begin() + offset;
-        if !image.has(offset, u64::from(size)) {
-            return Err(ReadError::Missing {
-                addr,
-                why: Missing::Truncated,
-            });
-        }
-        Ok(Stored {
-            offset,
-            size: size as usize,
-            codec,
-        })
-    }
-
-    /// Reads a few bytes of bitmap or descriptors through the cache; may cross blocks.
-    fn read_small(&self, image: &Image, mut at: u64, mut buf: &mut [u8]) -> Result<(), ImageError> {
-        let mut block = [0u8; PAGE];
-        while !buf.is_empty() {
-            let inside = (at % PAGE_SIZE) as usize;
-            let n = buf.len().min(PAGE - inside);
-            let (head, rest) = buf.split_at_mut(n);
-            if !self.blocks.get(at / PAGE_SIZE, inside, head) {
-                let start = at - inside as u64;
-                match image.read_at(start, &mut block) {
-                    Ok(()) => {
-                        self.blocks.put(at / PAGE_SIZE, &block);
-                        head.copy_from_slice(&block[inside..inside + n]);
-                    }
-                    // The last block of a bitmap in a flattened file: zeros follow.
-                    Err(ImageError::Absent(_)) if at < self.bitmaps_end => {
-                        image.read_padded(at, head)?;
-                    }
-                    // The last block of the file is not whole.
-                    Err(ImageError::Absent(_)) => image.read_at(at, head)?,
-                    Err(e) => return Err(e),
-                }
-            }
-            at += n as u64;
-            buf = rest;
-        }
-        Ok(())
     }
 
     /// Whether pages at the end are beyond the end of the file.
@@ -445,7 +232,7 @@ impl KdumpMemory {
             let before = truncated;
             let mut offsets = (u64::MAX, 0);
             for desc in bytes.chunks_exact(DESC_SIZE as usize) {
-                if let Err(ReadError::Missing { .. }) = self.check(image, part, 0, 0, desc) {
+                if let Err(ReadError::Missing { .. }) = self.check_in(part, image, 0, 0, desc) {
                     truncated += 1;
                 }
                 let offset = u64_at(desc, 0);
@@ -479,60 +266,4 @@ fn open_one(image: &Image, begin: u64) -> Result<(Headers, Notes), Refusal> {
         notes.vmcoreinfo = Some(vmcoreinfo_text(&text)).filter(|text| !text.is_empty());
     }
     Ok((headers, notes))
-}
-
-/// A stride of the second bitmap, and how many pages are before a word in it. For pages asked for
-/// in ascending order, as guest memory mostly is, the counting goes on where it stopped.
-pub(super) struct Rank {
-    stride: Option<u64>,
-    bits: [u8; STRIDE],
-    /// Pages before `word`, from the begin of the dump.
-    before: u64,
-    word: usize,
-}
-
-impl Default for Rank {
-    fn default() -> Self {
-        Rank {
-            stride: None,
-            bits: [0; STRIDE],
-            before: 0,
-            word: 0,
-        }
-    }
-}
-
-impl Rank {
-    fn word(&self, word: usize) -> u64 {
-        u64_at(&self.bits, word * 8)
-    }
-
-    fn before_word(&mut self, word: usize) -> u64 {
-        let ones = |words: &[u8]| {
-            super::words::words(words)
-                .map(|w| u64::from(w.count_ones()))
-                .sum::<u64>()
-        };
-        if word >= self.word {
-            self.before += ones(&self.bits[self.word * 8..word * 8]);
-        } else {
-            self.before -= ones(&self.bits[word * 8..self.word * 8]);
-        }
-        self.word = word;
-        self.before
-    }
-}
-
-fn read_error(addr: u64, offset: u64, error: ImageError) -> ReadError {
-    match error {
-        ImageError::Absent(_) => ReadError::Missing {
-            addr,
-            why: Missing::Truncated,
-        },
-        ImageError::Io(e) => ReadError::Io {
-            addr,
-            offset,
-            source: e.into(),
-        },
-    }
 }

@@ -109,6 +109,9 @@ impl fmt::Display for DumpIdentity {
 const CACHE_SETS_LOG2: u32 = 10;
 /// A longer read is not worth a place in the cache: it would throw out what page walks need.
 const LARGEST_CACHED_READ: usize = 16 * PAGE_SIZE as usize;
+/// A longer read still is decoded on all CPUs: the kernel's BTF has 4 MB. So many pages at a time.
+const SMALLEST_BULK_READ: usize = 64;
+const LARGEST_BULK_READ: usize = 4096;
 
 /// A crash dump, open for reading. Share it between threads by reference.
 #[derive(Debug)]
@@ -116,6 +119,7 @@ pub struct Dump {
     image: Image,
     memory: Memory,
     cache: PageCache,
+    bulk: bulk::Bulk,
     format: Format,
     vmcoreinfo: Option<String>,
     cpu_notes: Vec<CpuNote>,
@@ -192,6 +196,7 @@ impl Dump {
             cpu_notes: notes.cpus,
             identity: DumpIdentity(String::new()),
             cache: PageCache::new(CACHE_SETS_LOG2),
+            bulk: bulk::Bulk::default(),
             counts: OnceLock::new(),
             image,
             memory,
@@ -368,6 +373,18 @@ impl PhysicalMemory for Dump {
             return memory.read(&self.image, addr, buf);
         }
         while !buf.is_empty() {
+            let pages = (buf.len() / PAGE_SIZE as usize).min(LARGEST_BULK_READ);
+            if addr.is_multiple_of(PAGE_SIZE) && pages >= SMALLEST_BULK_READ {
+                let (head, rest) = buf.split_at_mut(pages * PAGE_SIZE as usize);
+                let first = addr / PAGE_SIZE;
+                let pfns: Vec<u64> = (first..first + pages as u64).collect();
+                if let Some(failure) = bulk::read_pages(self, &pfns, head).into_iter().next() {
+                    return Err(failure.error);
+                }
+                addr += head.len() as u64;
+                buf = rest;
+                continue;
+            }
             let n = buf.len().min((PAGE_SIZE - addr % PAGE_SIZE) as usize);
             let (head, rest) = buf.split_at_mut(n);
             self.read_in_page(addr, head, keep)?;

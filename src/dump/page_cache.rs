@@ -2,7 +2,7 @@
 //!
 //! Set-associative, as in a CPU: a page can be in one set alone, a set has eight ways and its own
 //! lock, and a hit copies the bytes asked for under that lock. So a hit costs an uncontended lock
-//! and eight compares, and there is no list or map to keep in order.
+//! and eight compares, and there is no list or map to keep in order. Memory is taken as it is filled.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -21,9 +21,10 @@ pub(super) struct PageCache {
 
 struct Set {
     keys: [u64; WAYS],
-    /// Ways from the least to the most recently used.
-    order: [u8; WAYS],
-    /// `WAYS` pages; allocated when the set is first filled.
+    /// When each way was last used, by the set's own clock.
+    used: [u64; WAYS],
+    clock: u64,
+    /// The pages of the ways that have been filled, which is in their order.
     pages: Vec<u8>,
 }
 
@@ -33,7 +34,8 @@ impl PageCache {
         let empty = || {
             Mutex::new(Set {
                 keys: [EMPTY; WAYS],
-                order: std::array::from_fn(|i| i as u8),
+                used: [0; WAYS],
+                clock: 0,
                 pages: Vec::new(),
             })
         };
@@ -65,16 +67,20 @@ impl PageCache {
     /// Takes a page in, in place of the least recently used of its set.
     pub fn put(&self, key: u64, page: &[u8; PAGE]) {
         let mut set = self.set(key);
-        if set.pages.is_empty() {
-            set.pages = vec![0; WAYS * PAGE];
+        let set = &mut *set;
+        let filled = set.pages.len() / PAGE;
+        let way = match set.keys.iter().position(|&k| k == key) {
+            Some(way) => way,
+            None if filled < WAYS => filled,
+            None => (0..WAYS).min_by_key(|&way| set.used[way]).unwrap_or(0),
+        };
+        if way == filled {
+            set.pages.reserve_exact(WAYS * PAGE - filled * PAGE);
+            set.pages.extend_from_slice(page);
+        } else {
+            set.pages[way * PAGE..][..PAGE].copy_from_slice(page);
         }
-        let way = set
-            .keys
-            .iter()
-            .position(|&k| k == key)
-            .unwrap_or(usize::from(set.order[0]));
         set.keys[way] = key;
-        set.pages[way * PAGE..][..PAGE].copy_from_slice(page);
         set.touch(way);
     }
 }
@@ -82,12 +88,8 @@ impl PageCache {
 impl Set {
     /// Makes `way` the most recently used.
     fn touch(&mut self, way: usize) {
-        if usize::from(self.order[WAYS - 1]) == way {
-            return;
-        }
-        if let Some(place) = self.order.iter().position(|&w| usize::from(w) == way) {
-            self.order[place..].rotate_left(1);
-        }
+        self.clock += 1;
+        self.used[way] = self.clock;
     }
 }
 
