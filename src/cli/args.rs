@@ -64,7 +64,7 @@ pub enum Command {
     },
     /// Can it be restored here? Without a dump: would this host's guests survive a crash?
     Check {
-        /// The crash dump: a file, or a directory that holds it
+        /// The crash dump: a file, a directory that holds it, or - for standard input
         dump: Option<PathBuf>,
         #[command(flatten)]
         source: SourceArgs,
@@ -92,7 +92,7 @@ pub enum Command {
 /// A dump.
 #[derive(Clone, Debug, Args)]
 pub struct DumpArgs {
-    /// The crash dump: a file, or a directory that holds it
+    /// The crash dump: a file, a directory that holds it, or - for standard input
     pub dump: PathBuf,
     #[command(flatten)]
     pub source: SourceArgs,
@@ -104,6 +104,9 @@ pub struct SourceArgs {
     /// A further part of a split dump (makedumpfile --split); once for each, in any order
     #[arg(long = "part", value_name = "FILE", requires = "dump")]
     pub parts: Vec<PathBuf>,
+    /// Where a dump that comes through a pipe is kept while it is read (else $TMPDIR, or /var/tmp)
+    #[arg(long, value_name = "DIR", requires = "dump")]
+    pub spool_dir: Option<PathBuf>,
 }
 
 /// How to restore.

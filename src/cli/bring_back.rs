@@ -27,7 +27,7 @@ pub fn guests(
     options: &RestoreArgs,
     json: bool,
 ) -> Result<Exit, Failure> {
-    let dead = open::host(dump)?;
+    let dead = open::dead_host(dump)?;
     let all = dead.guests()?;
     if all.is_empty() {
         return Err(Failure::new(
@@ -53,7 +53,7 @@ pub fn processes(
     options: &RestoreArgs,
     json: bool,
 ) -> Result<Exit, Failure> {
-    let dead = open::host(dump)?;
+    let dead = open::dead_host(dump)?;
     let all = dead.processes()?;
     let chosen: Vec<(i32, String)> = select::processes(&all, selectors)?
         .into_iter()

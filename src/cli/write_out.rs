@@ -36,7 +36,7 @@ pub fn run(
     output: &Path,
     json: bool,
 ) -> Result<Exit, Failure> {
-    let dead = open::host(dump)?;
+    let dead = open::dead_host(dump)?;
     let mut pids = Vec::new();
     for selector in selectors {
         let pid = show::find(&dead, selector)?;

@@ -43,18 +43,21 @@ impl Target for Backing {
 #[derive(Debug)]
 pub(super) struct ElfMemory {
     ranges: ExtentMap<Backing>,
+    /// /proc/kcore: the memory of the kernel that runs.
+    live: bool,
 }
 
 impl ElfMemory {
     pub fn open(image: &Image) -> Result<(ElfMemory, Notes), Refusal> {
         let header = read_header(image)?;
         let count = count_segments(image, &header)?;
-        let mut loads = Vec::new();
         let mut notes = Vec::new();
-        for_each_segment(image, header.e_phoff, count, |segment, at| {
+        let (mut memory, mut at_zero) = (0u64, 0u64);
+        for_each_segment(image, header.e_phoff, count, |segment, _| {
             match segment.p_type {
                 PT_LOAD if segment.p_memsz > 0 || segment.p_filesz > 0 => {
-                    loads.push(Load::new(&segment, at)?);
+                    memory += 1;
+                    at_zero += u64::from(segment.p_paddr == 0);
                 }
                 PT_NOTE => read_notes(image, &segment, &mut notes)?,
                 _ => {}
@@ -62,9 +65,23 @@ impl ElfMemory {
             Ok(())
         })?;
         let notes = Notes::parse(&notes);
-        refuse_other_cores(&header, &notes, &loads)?;
-        let ranges = map_loads(image, &loads)?;
-        Ok((ElfMemory { ranges }, notes))
+        refuse_other_cores(&header, &notes, memory)?;
+        let live = notes.kcore;
+        // Before Linux commit 464920104bf7 ("/proc/kcore: update physical address for kcore ram and
+        // text") (in v4.11) all segments had 0.
+        if live && at_zero > 1 {
+            return Err(Refusal::unsupported(
+                "the memory of a live kernel older than 4.11, whose /proc/kcore has no physical addresses",
+                "move its guests with their own VMM",
+            ));
+        }
+        let ranges = map_loads(image, &header, count, live)?;
+        Ok((ElfMemory { ranges, live }, notes))
+    }
+
+    /// The memory is of the kernel that runs, and changes while it is read.
+    pub fn is_live(&self) -> bool {
+        self.live
     }
 
     pub fn max_pfn(&self) -> u64 {
@@ -174,6 +191,7 @@ impl ElfMemory {
 }
 
 /// A `PT_LOAD` segment whose numbers do not overflow.
+#[derive(Clone, Copy)]
 struct Load {
     addr: u64,
     file_size: u64,
@@ -186,9 +204,6 @@ struct Load {
 impl Load {
     fn new(segment: &ProgramHeader, at: u64) -> Result<Load, Refusal> {
         let mem_size = segment.p_memsz.max(segment.p_filesz);
-        if segment.p_paddr == u64::MAX {
-            return Err(kcore());
-        }
         if segment
             .p_paddr
             .checked_add(mem_size)
@@ -252,22 +267,8 @@ fn read_notes(image: &Image, segment: &ProgramHeader, notes: &mut Vec<u8>) -> Re
     Ok(())
 }
 
-fn kcore() -> Refusal {
-    Refusal::unsupported(
-        "the memory of a live kernel (/proc/kcore)",
-        "guests of a live host are moved by their own VMM; name a crash dump",
-    )
-}
-
 /// ELF cores for x86-64 that are not the memory of a dead Linux machine.
-fn refuse_other_cores(
-    header: &header64::Header,
-    notes: &Notes,
-    loads: &[Load],
-) -> Result<(), Refusal> {
-    if notes.kcore {
-        return Err(kcore());
-    }
+fn refuse_other_cores(header: &header64::Header, notes: &Notes, loads: u64) -> Result<(), Refusal> {
     if notes.xen {
         return Err(Refusal::unsupported(
             "a dump of a machine under Xen",
@@ -280,7 +281,7 @@ fn refuse_other_cores(
             "name the dump that kdump saved, often under /var/crash",
         ));
     }
-    if loads.is_empty() {
+    if loads == 0 {
         return Err(Refusal::damaged(
             PHDR,
             "p_type",
@@ -293,7 +294,14 @@ fn refuse_other_cores(
 
 /// Data over truncated over filtered: /proc/vmcore lists the kernel's text twice, and makedumpfile
 /// -E may leave a page out of the one and keep it in the other.
-fn map_loads(image: &Image, loads: &[Load]) -> Result<ExtentMap<Backing>, Refusal> {
+///
+/// The table of segments is gone over once for each, so that a million of them cost no memory twice.
+fn map_loads(
+    image: &Image,
+    header: &header64::Header,
+    count: u64,
+    live: bool,
+) -> Result<ExtentMap<Backing>, Refusal> {
     let mut ranges = Builder::new();
     let mut push = |load: &Load, start, len, backing| {
         ranges.push(start, len, backing).map_err(|e| match e {
@@ -301,30 +309,44 @@ fn map_loads(image: &Image, loads: &[Load]) -> Result<ExtentMap<Backing>, Refusa
             BuildError::TooMany => too_many(load.at),
         })
     };
-    for load in loads {
-        push(
-            load,
-            load.addr + load.file_size,
-            load.mem_size - load.file_size,
-            Backing::Filtered,
-        )?;
+    let each = |each: &mut dyn FnMut(&Load) -> Result<(), Refusal>| {
+        for_each_segment(image, header.e_phoff, count, |segment, at| {
+            let is_memory = segment.p_type == PT_LOAD
+                && (segment.p_memsz > 0 || segment.p_filesz > 0)
+                && !(live && is_virtual_alone(&segment));
+            if is_memory {
+                each(&Load::new(&segment, at)?)?;
+            }
+            Ok(())
+        })
+    };
+    if live {
+        // Its length means nothing, and it leaves nothing out.
+        each(&mut |load| push(load, load.addr, load.file_size, Backing::Data(load.offset)))?;
+        return ranges.finish().map_err(|_| too_many(0));
     }
-    for load in loads {
-        if !image.has(load.offset, load.file_size) {
-            push(load, load.addr, load.file_size, Backing::Truncated)?;
-        }
-    }
-    for load in loads {
+    each(&mut |load| {
+        let end = load.addr + load.file_size;
+        push(load, end, load.mem_size - load.file_size, Backing::Filtered)
+    })?;
+    each(&mut |load| match image.has(load.offset, load.file_size) {
+        true => Ok(()),
+        false => push(load, load.addr, load.file_size, Backing::Truncated),
+    })?;
+    each(&mut |load| {
         for (offset, len) in image.readable(load.offset, load.file_size) {
-            push(
-                load,
-                load.addr + (offset - load.offset),
-                len,
-                Backing::Data(offset),
-            )?;
+            let addr = load.addr + (offset - load.offset);
+            push(load, addr, len, Backing::Data(offset))?;
         }
-    }
+        Ok(())
+    })?;
     ranges.finish().map_err(|_| too_many(0))
+}
+
+/// A range of /proc/kcore that no physical address belongs to: vmalloc, modules, the array of
+/// `struct page`. Linux fs/proc/kcore.c.
+fn is_virtual_alone(segment: &ProgramHeader) -> bool {
+    segment.p_paddr.saturating_add(segment.p_memsz) > MAX_PHYSICAL
 }
 
 fn too_many(at: u64) -> Refusal {

@@ -57,6 +57,18 @@ pub enum OpenError {
         /// What is wrong with it, e.g. "is the same part as vmcore.1".
         what: String,
     },
+    /// The temporary file that a pipe is written to could not be made or filled.
+    #[error("{} comes through a pipe and is kept in a temporary file in {}, which failed after {written} bytes", path.display(), directory.display())]
+    Spool {
+        /// The pipe as it was named; `-` is standard input.
+        path: PathBuf,
+        /// Where the temporary file is.
+        directory: PathBuf,
+        /// Bytes that it had taken; zeros take none.
+        written: u64,
+        /// What the system said.
+        source: io::Error,
+    },
     /// A directory with several dumps in it, which are not the parts of one.
     #[error("{} has more than one dump in it: {}", path.display(), dumps.join(", "))]
     SeveralDumps {
@@ -103,6 +115,9 @@ impl OpenError {
             }
             OpenError::WrongPart { .. } => {
                 "give the parts that one run of makedumpfile --split wrote, each once"
+            }
+            OpenError::Spool { .. } => {
+                "name a directory with room for the whole dump (--spool-dir DIR, or TMPDIR), or save the dump to a file and name that"
             }
             OpenError::SeveralDumps { .. } => "name one of them",
             OpenError::Damaged { .. } => {

@@ -6,9 +6,9 @@
 use std::collections::BTreeMap;
 
 /// Upper bound on the extents of one map, so that a hostile file cannot ask for more than about
-/// 400 MB. A real makedumpfile -E dump has at most one for each MiB of memory (runs of less than
-/// 256 excluded pages are not cut out), a real flattened dump about one for each 3 MB of data.
-pub(super) const MAX_EXTENTS: usize = 4 << 20;
+/// 200 MB. makedumpfile -E cuts a run of excluded pages out only from 256 pages on, so that 1 TiB of
+/// memory cannot have more than a million segments; a host of 1 GiB has some 50.
+pub(super) const MAX_EXTENTS: usize = 2 << 20;
 
 /// What an extent refers to.
 pub(super) trait Target: Copy {
@@ -121,6 +121,13 @@ impl<T: Target> Builder<T> {
         self.settle()?;
         self.last = Some(Extent { start, len, target });
         Ok(())
+    }
+
+    /// Whether any address of `start..end` is mapped already.
+    pub fn overlaps(&mut self, start: u64, end: u64) -> Result<bool, BuildError> {
+        self.settle()?;
+        let before = self.map.range(..end).next_back();
+        Ok(before.is_some_and(|(&at, &(len, _))| at + len > start))
     }
 
     /// Puts the extent being grown into the map, cutting what lay there.

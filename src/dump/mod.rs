@@ -31,6 +31,7 @@ mod elf;
 mod elf_headers;
 mod error;
 mod extents;
+mod flattened;
 mod frame_set;
 mod identity;
 mod image;
@@ -44,6 +45,7 @@ mod recognise;
 mod refusal;
 mod scan;
 mod split;
+mod spool;
 mod words;
 
 use std::cell::RefCell;
@@ -169,7 +171,7 @@ impl Dump {
         dump.map_err(|refusal| refusal.at(paths))
     }
 
-    fn from_image(image: Image, sources: usize, paths: &[PathBuf]) -> Result<Dump, Refusal> {
+    fn from_image(mut image: Image, sources: usize, paths: &[PathBuf]) -> Result<Dump, Refusal> {
         let mut kind = Kind::Elf;
         for source in 0..sources {
             kind = opening::recognise(&image, source).map_err(|e| e.in_part(source))?;
@@ -181,6 +183,9 @@ impl Dump {
         let (memory, notes, headers) = match kind {
             Kind::Elf => {
                 let (memory, notes) = ElfMemory::open(&image)?;
+                if memory.is_live() {
+                    image.believe_no_length();
+                }
                 (Memory::Elf(memory), notes, None)
             }
             Kind::Kdump => {
@@ -291,7 +296,8 @@ impl Dump {
     /// Part of one page, through the cache.
     fn read_in_page(&self, addr: u64, out: &mut [u8], keep: bool) -> Result<(), ReadError> {
         let (pfn, inside) = (addr / PAGE_SIZE, (addr % PAGE_SIZE) as usize);
-        if self.cache.get(pfn, inside, out) {
+        let live = self.is_live();
+        if !live && self.cache.get(pfn, inside, out) {
             return Ok(());
         }
         let mut page = [0; PAGE_SIZE as usize];
@@ -301,7 +307,7 @@ impl Dump {
             (Err(_), Memory::Elf(memory)) => return memory.read(&self.image, addr, out),
             (Err(e), Memory::Kdump(_)) => return Err(e.at(addr)),
         }
-        if keep {
+        if keep && !live {
             self.cache.put(pfn, &page);
         }
         out.copy_from_slice(&page[inside..inside + out.len()]);
@@ -339,6 +345,13 @@ impl Dump {
     #[must_use]
     pub fn incomplete(&self) -> Option<&str> {
         self.incomplete.as_deref()
+    }
+
+    /// The memory of the kernel that runs (/proc/kcore): it changes while it is read, so structures
+    /// may be torn, and what is in it is not dead.
+    #[must_use]
+    pub fn is_live(&self) -> bool {
+        matches!(&self.memory, Memory::Elf(memory) if memory.is_live())
     }
 
     /// Names the crash, for the journal that refuses a second restore.
@@ -434,6 +447,7 @@ impl PhysicalMemory for Dump {
 impl Format {
     fn describe(image: &Image, headers: Option<&Headers>, notes: &Notes, sources: usize) -> Format {
         let mut name = match headers {
+            None if notes.kcore => "the live kernel's memory (/proc/kcore)".to_owned(),
             None => "ELF".to_owned(),
             Some(headers) => match headers.codec() {
                 Some(codec) => format!("kdump-compressed ({})", codec.name()),

@@ -1,6 +1,8 @@
 //! From paths to an open dump: one file, the parts of a split dump, or a directory that holds it.
 
 use std::fs::File;
+use std::io::{self, IsTerminal};
+use std::os::fd::AsFd;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
@@ -9,6 +11,7 @@ use super::error::OpenError;
 use super::image::{Image, ImageError, MAX_PARTS, PART_SHIFT, Source};
 use super::recognise::{self, Kind};
 use super::refusal::Refusal;
+use super::spool;
 
 /// Bytes of a file by which it is recognised.
 const HEAD: u64 = 512;
@@ -20,25 +23,43 @@ const HEAD: u64 = 512;
 /// let dump = Opening::of("/var/crash/vmcore.1").part("/mnt/vmcore.2").open()?;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-#[derive(Debug)]
-pub struct Opening {
+pub struct Opening<'a> {
     paths: Vec<PathBuf>,
+    spool_directory: Option<PathBuf>,
+    progress: Option<Box<dyn FnMut(u64) + 'a>>,
 }
 
-impl Opening {
+impl<'a> Opening<'a> {
     /// A dump's file, any part of a split one, or a directory that holds exactly one dump (or all
-    /// parts of one).
-    pub fn of(path: impl Into<PathBuf>) -> Opening {
+    /// parts of one). `-` is standard input. What comes through a pipe is first read to its end into
+    /// a temporary file without a name, for pages are looked up at random.
+    pub fn of(path: impl Into<PathBuf>) -> Opening<'a> {
         Opening {
             paths: vec![path.into()],
+            spool_directory: None,
+            progress: None,
         }
+    }
+
+    /// Where the temporary file for a pipe goes; else `$TMPDIR`, or `/var/tmp`.
+    #[must_use]
+    pub fn spool_directory(mut self, directory: impl Into<PathBuf>) -> Opening<'a> {
+        self.spool_directory = Some(directory.into());
+        self
+    }
+
+    /// Is told, about once for each MiB, how many bytes have come through a pipe.
+    #[must_use]
+    pub fn on_progress(mut self, progress: impl FnMut(u64) + 'a) -> Opening<'a> {
+        self.progress = Some(Box::new(progress));
+        self
     }
 
     /// A further part, in any order. With more than one part given, missing ones are no error: their
     /// pages are [`Missing::Truncated`](super::Missing::Truncated), and [`Dump::incomplete`] names
     /// them.
     #[must_use]
-    pub fn part(mut self, path: impl Into<PathBuf>) -> Opening {
+    pub fn part(mut self, path: impl Into<PathBuf>) -> Opening<'a> {
         self.paths.push(path.into());
         self
     }
@@ -58,9 +79,14 @@ impl Opening {
             let what = format!("is one of more than {MAX_PARTS} parts");
             return Err(Refusal::part(0, None, what).at(&paths));
         }
+        let directory = self
+            .spool_directory
+            .unwrap_or_else(spool::default_directory);
+        let mut progress = self.progress.unwrap_or_else(|| Box::new(|_| {}));
         let mut sources = Vec::with_capacity(paths.len());
         for path in &paths {
-            let source = open_source(path).map_err(|e| e.at(std::slice::from_ref(path)))?;
+            let source = open_source(path, &directory, &mut progress)
+                .map_err(|e| e.at(std::slice::from_ref(path)))?;
             sources.push(source);
         }
         let dump = Dump::from_sources(sources, &paths)?;
@@ -75,15 +101,18 @@ impl Opening {
     }
 }
 
-fn open_source(path: &Path) -> Result<Source, Refusal> {
-    let metadata = std::fs::metadata(path).map_err(Refusal::Io)?;
-    if metadata.file_type().is_fifo() {
-        // Opening it would wait for a writer.
-        return Err(Refusal::unsupported(
-            "a pipe",
-            "save the dump to a file first",
-        ));
+fn open_source(
+    path: &Path,
+    spool_directory: &Path,
+    progress: &mut dyn FnMut(u64),
+) -> Result<Source, Refusal> {
+    if path == Path::new("-") {
+        // A file as standard input is read in place.
+        let file = io::stdin().as_fd().try_clone_to_owned();
+        let file = File::from(file.map_err(Refusal::Io)?);
+        return source_of(file, spool_directory, progress);
     }
+    let metadata = std::fs::metadata(path).map_err(Refusal::Io)?;
     if metadata.is_dir() {
         return Err(Refusal::not_a_dump(
             "it is a directory",
@@ -91,7 +120,25 @@ fn open_source(path: &Path) -> Result<Source, Refusal> {
         ));
     }
     let file = File::open(path).map_err(Refusal::Io)?;
-    let source = Source::new(file).map_err(Refusal::Io)?.unfold()?;
+    source_of(file, spool_directory, progress)
+}
+
+fn source_of(
+    file: File,
+    spool_directory: &Path,
+    progress: &mut dyn FnMut(u64),
+) -> Result<Source, Refusal> {
+    let kind = file.metadata().map_err(Refusal::Io)?.file_type();
+    if kind.is_char_device() && file.is_terminal() {
+        return Err(Refusal::not_a_dump(
+            "it is a terminal",
+            "`-` reads a dump from a pipe: ssh HOST cat DUMP | vmrestore list -",
+        ));
+    }
+    let source = match kind.is_fifo() || kind.is_socket() {
+        true => spool::spool(file, spool_directory, progress)?,
+        false => Source::new(file).map_err(Refusal::Io)?.unfold()?,
+    };
     if source.len() >= 1 << PART_SHIFT {
         return Err(Refusal::not_a_dump(
             format!("it is {} bytes long", source.len()),

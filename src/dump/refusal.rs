@@ -4,7 +4,8 @@ use std::io;
 use std::path::PathBuf;
 
 use super::error::OpenError;
-use super::image::{FlatError, ImageError, PART_SHIFT};
+use super::flattened::FlatError;
+use super::image::{ImageError, PART_SHIFT};
 
 #[derive(Debug)]
 pub(super) enum Refusal {
@@ -28,6 +29,12 @@ pub(super) enum Refusal {
         part: usize,
         other: Option<usize>,
         what: String,
+    },
+    /// The temporary file for a pipe could not be made or filled.
+    Spool {
+        directory: PathBuf,
+        written: u64,
+        source: io::Error,
     },
     /// What is wrong with one of several files.
     InPart(usize, Box<Refusal>),
@@ -108,6 +115,16 @@ impl Refusal {
                     Some(other) => what.replace("{}", &name(other).display().to_string()),
                     None => what,
                 },
+            },
+            Refusal::Spool {
+                directory,
+                written,
+                source,
+            } => OpenError::Spool {
+                path,
+                directory,
+                written,
+                source,
             },
             Refusal::Io(source) => OpenError::Io { path, source },
             Refusal::NotADump { what, hint } => OpenError::NotADump { path, what, hint },
