@@ -111,7 +111,14 @@ fn every_format_can_come_through_a_pipe() {
 fn a_pipe_that_breaks_leaves_what_came() {
     let mut noise = Noise(22);
     let machine = Machine::random(&mut noise, 600);
-    for bytes in images(&machine, &mut noise) {
+    let kdump = machine.kdump(Kdump::default(), &mut noise);
+    for bytes in [
+        flatten(&kdump, 5000, false),
+        flatten_without_padding(&kdump, 600),
+        flatten(&machine.elf(), 100_000, false),
+        machine.elf(),
+        kdump,
+    ] {
         let cut = &bytes[..bytes.len() * 3 / 4];
         let dump = through_a_pipe(cut).0.unwrap();
         assert!(dump.incomplete().unwrap().contains("cut short"));
@@ -143,15 +150,14 @@ fn a_pipe_that_breaks_leaves_what_came() {
 #[test]
 fn what_is_no_dump_is_refused_before_it_is_read() {
     let text = "kernel panic - not syncing\n".repeat(1_000_000);
-    for bytes in [
-        text.clone().into_bytes(),
-        flatten(text.as_bytes(), 65536, false),
-    ] {
-        let (opened, _, written) = through_a_pipe(&bytes);
-        let error = opened.unwrap_err();
-        assert!(error.to_string().contains("a text file"), "{error}");
-        assert!(written < 4 << 20, "{written} bytes of it were taken");
-    }
+    let (opened, _, written) = through_a_pipe(text.as_bytes());
+    let error = opened.unwrap_err();
+    assert!(error.to_string().contains("a text file"), "{error}");
+    assert!(written < 4 << 20, "{written} bytes of it were taken");
+    // In the way of a dump, and none.
+    let flat = flatten(text.as_bytes(), 65536, false);
+    let error = through_a_pipe(&flat).0.unwrap_err();
+    assert!(error.to_string().contains("a text file"), "{error}");
     let error = through_a_pipe(b"").0.unwrap_err();
     assert!(error.to_string().contains("it is empty"), "{error}");
 }

@@ -36,21 +36,19 @@ pub fn dump(path: &Path, source: &SourceArgs) -> Result<Arc<Dump>, Failure> {
     Ok(Arc::new(dump))
 }
 
-/// Opens a dump and finds the kernel in it. That the dump is not whole is said before anything else.
+/// Opens a dump and finds the kernel in it. That the dump is not whole, or not dead, is said before
+/// anything else.
 ///
 /// # Errors
 /// When it is none, or its kernel cannot be read.
 pub fn host(args: &DumpArgs) -> Result<DeadHost, Failure> {
     let dump = dump(&args.dump, &args.source)?;
-    if let Some(why) = dump.incomplete() {
-        eprintln!("warning: the dump is not whole: {why}");
-    }
     if dump.is_live() {
         eprintln!(
-            "note: this is the kernel that runs here: it goes on while it is read, and what moves meanwhile may be seen wrongly"
+            "note: this is the kernel that runs here; what moves while it is read may be seen wrongly"
         );
     }
-    Ok(DeadHost::of(dump)?)
+    kernel_in(dump)
 }
 
 /// The same, to bring back what is in it, which must be dead.
@@ -58,8 +56,8 @@ pub fn host(args: &DumpArgs) -> Result<DeadHost, Failure> {
 /// # Errors
 /// Those, and when the kernel is alive.
 pub fn dead_host(args: &DumpArgs) -> Result<DeadHost, Failure> {
-    let host = host(args)?;
-    if host.dump().is_live() {
+    let dump = dump(&args.dump, &args.source)?;
+    if dump.is_live() {
         return Err(Failure::new(
             Exit::Refused,
             format!(
@@ -69,7 +67,14 @@ pub fn dead_host(args: &DumpArgs) -> Result<DeadHost, Failure> {
             "two copies on one disk destroy it; move a running guest with its VMM's own migration",
         ));
     }
-    Ok(host)
+    kernel_in(dump)
+}
+
+fn kernel_in(dump: Arc<Dump>) -> Result<DeadHost, Failure> {
+    if let Some(why) = dump.incomplete() {
+        eprintln!("warning: the dump is not whole: {why}");
+    }
+    Ok(DeadHost::of(dump)?)
 }
 
 /// What has come through a pipe: one line that moves on a terminal, else a line now and then.

@@ -19,8 +19,10 @@ use super::refusal::Refusal;
 const CHUNK: usize = 1 << 20;
 /// Zeros are left out in pieces of this size.
 const PIECE: usize = 64 << 10;
-/// What is read before anything is written: the flattened header, a block's header, the dump's own.
-const HEAD: usize = 2 * HEADER_SIZE as usize;
+/// What is read before anything is written.
+const HEAD: usize = HEADER_SIZE as usize;
+/// Of which a dump that is not flattened is recognised by the first bytes.
+const RECOGNISED_BY: usize = 512;
 /// Runs of blocks that are not joined; a handful in any real stream.
 const MAX_RANGES: usize = 1 << 16;
 
@@ -48,11 +50,11 @@ pub(super) fn spool(
     };
     input.look_ahead(HEAD)?;
     let flattened = is_flattened(&input.ahead)?;
-    // Before hundreds of gigabytes of something else are written.
-    recognise::recognise(match flattened {
-        false => &input.ahead,
-        true => first_block(&input.ahead)?,
-    })?;
+    if !flattened {
+        // Before hundreds of gigabytes of something else are written. A flattened stream may go back
+        // and write its begin last.
+        recognise::recognise(&input.ahead[..input.ahead.len().min(RECOGNISED_BY)])?;
+    }
     let file = unnamed(directory).map_err(|source| Refusal::Spool {
         directory: directory.to_path_buf(),
         written: 0,
@@ -100,24 +102,6 @@ fn unnamed(directory: &Path) -> io::Result<File> {
             Ok(file)
         }
         other => other,
-    }
-}
-
-/// What the first block of a flattened stream holds; its first bytes are the dump's.
-fn first_block(head: &[u8]) -> Result<&[u8], Refusal> {
-    let at = HEADER_SIZE as usize;
-    let Some((header, bytes)) = head
-        .get(at..)
-        .and_then(|rest| rest.split_at_checked(BLOCK_HEADER as usize))
-    else {
-        return Ok(&[]);
-    };
-    match Block::parse(header, HEADER_SIZE)? {
-        Block::Bytes { offset: 0, size } => {
-            let size = usize::try_from(size).unwrap_or(usize::MAX);
-            Ok(&bytes[..bytes.len().min(size)])
-        }
-        _ => Ok(&[]),
     }
 }
 
@@ -220,7 +204,10 @@ fn unfold(input: &mut Input<'_, impl Read>, output: &mut Output) -> Result<Spool
         };
         let (mut offset, mut left) = match Block::parse(header, at).map_err(Refusal::from)? {
             Block::Bytes { offset, size } => (offset, size),
-            Block::End => break true,
+            Block::End => {
+                input.skip(BLOCK_HEADER as usize);
+                break true;
+            }
             Block::Lost => break false,
         };
         input.skip(BLOCK_HEADER as usize);

@@ -611,7 +611,7 @@ pub fn put(out: &mut Vec<u8>, at: usize, bytes: &[u8]) {
     out[at..at + bytes.len()].copy_from_slice(bytes);
 }
 
-fn note(out: &mut Vec<u8>, name: &[u8], kind: u32, content: &[u8]) {
+pub fn note(out: &mut Vec<u8>, name: &[u8], kind: u32, content: &[u8]) {
     out.extend_from_slice(&(name.len() as u32).to_le_bytes());
     out.extend_from_slice(&(content.len() as u32).to_le_bytes());
     out.extend_from_slice(&kind.to_le_bytes());
