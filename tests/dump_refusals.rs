@@ -64,6 +64,36 @@ fn files_that_are_no_dumps() {
     refused(b"PAGEDU64", Unsupported, "Windows");
     refused(b"DISKDUMP\x01\0\0\0", Unsupported, "diskdump");
     refused(b"sadump\0\0\x01\0\0\0", Unsupported, "sadump");
+    refused(b"AVML\x02\0\0\0", Unsupported, "AVML");
+    refused(b"PAGEDUMP", Unsupported, "32-bit Windows");
+    refused(b"minidump FreeBSD/amd64", Unsupported, "FreeBSD");
+    refused(b"HIBR\0\0\0\0", Unsupported, "hibernation file of Windows");
+    // vmware_vmss.h: 0xbed2bed2 and kin, little-endian.
+    for magic in [
+        0xbed0_bed0u32,
+        0xbed2_bed2,
+        0xbed3_bed3,
+        0xbad1_bad1,
+        0xbad2_bad2,
+    ] {
+        let mut vmss = magic.to_le_bytes().to_vec();
+        vmss.extend_from_slice(&[8, 0, 0, 0, 20, 0, 0, 0]);
+        refused(&vmss, Unsupported, "VMware");
+    }
+    refused(b"\x7fVirtualBox SavedState V2.0\n", NotADump, "VirtualBox");
+    refused(b"Xen saved domain, xl format\n \0 \r", NotADump, "Xen");
+    refused(b"LibvirtQemudSave\x02\0\0\0", NotADump, "libvirt");
+    refused(b"QFI\xfb\0\0\0\x03", NotADump, "qcow2");
+    // What stands further in, as in a partition: a swap space's signature ends its first page.
+    let at = |offset: usize, signature: &[u8]| {
+        let mut bytes = vec![0; 3 * 4096];
+        put(&mut bytes, offset, signature);
+        bytes
+    };
+    refused(&at(4086, b"S1SUSPEND"), Unsupported, "hibernated Linux");
+    refused(&at(4086, b"SWAPSPACE2"), NotADump, "swap space");
+    refused(&at(1024 + 56, &[0x53, 0xef]), NotADump, "ext4 file system");
+    refused(&at(257, b"ustar\0"), NotADump, "tar archive");
     // The same inside a flattened stream.
     refused(
         &flatten(b"just some text, flattened", 10, false),
@@ -130,6 +160,11 @@ fn elf_files_that_are_not_the_memory_of_an_x86_64_machine() {
         &elf_file(&note(b"Xen\0", 0x100_0001), &memory()),
         Unsupported,
         "Xen",
+    );
+    refused(
+        &elf_file(&note(b"VBCORE\0", 0xb00), &memory()),
+        Unsupported,
+        "VirtualBox",
     );
     refused(&elf_file(&[], &[]), Damaged, "no memory in this dump");
     let beyond = [Segment {

@@ -275,6 +275,12 @@ fn refuse_other_cores(header: &header64::Header, notes: &Notes, loads: u64) -> R
             "dumps of Linux on real hardware or under KVM are read",
         ));
     }
+    if notes.virtualbox {
+        return Err(Refusal::unsupported(
+            "the core of a VirtualBox guest",
+            "dumps of Linux on real hardware or under KVM are read",
+        ));
+    }
     if notes.process {
         return Err(Refusal::not_a_dump(
             "it is the core of one process, not of a machine",

@@ -19,6 +19,8 @@ pub(super) struct Notes {
     pub cpus: Vec<CpuNote>,
     /// The machine ran under Xen, or was a Xen guest.
     pub xen: bool,
+    /// VirtualBox wrote the dump of one of its guests.
+    pub virtualbox: bool,
     /// The dump is of a process: only those have an auxiliary vector.
     pub process: bool,
     /// Only /proc/kcore has a copy of a `task_struct`.
@@ -41,6 +43,7 @@ impl Notes {
                 (b"VMCOREINFO", _) if notes.vmcoreinfo.is_none() => {
                     notes.vmcoreinfo = Some(vmcoreinfo_text(content));
                 }
+                (b"VBCORE" | b"VBCPU", _) => notes.virtualbox = true,
                 (b"VMCOREINFO_XEN" | b"Xen" | b"XEN CORE", _) => notes.xen = true,
                 _ => {}
             }

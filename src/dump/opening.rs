@@ -13,9 +13,6 @@ use super::recognise::{self, Kind};
 use super::refusal::Refusal;
 use super::spool;
 
-/// Bytes of a file by which it is recognised.
-const HEAD: u64 = 512;
-
 /// How to open a dump.
 ///
 /// ```no_run
@@ -152,7 +149,7 @@ fn source_of(
 pub(super) fn recognise(image: &Image, source: usize) -> Result<Kind, Refusal> {
     let begin = Image::part_begin(source);
     let len = image
-        .readable(begin, HEAD)
+        .readable(begin, recognise::HEAD as u64)
         .last()
         .map_or(0, |(at, len)| at + len - begin);
     let mut head = vec![0; len as usize];

@@ -19,10 +19,6 @@ use super::refusal::Refusal;
 const CHUNK: usize = 1 << 20;
 /// Zeros are left out in pieces of this size.
 const PIECE: usize = 64 << 10;
-/// What is read before anything is written.
-const HEAD: usize = HEADER_SIZE as usize;
-/// Of which a dump that is not flattened is recognised by the first bytes.
-const RECOGNISED_BY: usize = 512;
 /// Runs of blocks that are not joined; a handful in any real stream.
 const MAX_RANGES: usize = 1 << 16;
 
@@ -48,12 +44,12 @@ pub(super) fn spool(
         taken: 0,
         progress,
     };
-    input.look_ahead(HEAD)?;
+    input.look_ahead(recognise::HEAD)?;
     let flattened = is_flattened(&input.ahead)?;
     if !flattened {
         // Before hundreds of gigabytes of something else are written. A flattened stream may go back
         // and write its begin last.
-        recognise::recognise(&input.ahead[..input.ahead.len().min(RECOGNISED_BY)])?;
+        recognise::recognise(&input.ahead[..input.ahead.len().min(recognise::HEAD)])?;
     }
     let file = unnamed(directory).map_err(|source| Refusal::Spool {
         directory: directory.to_path_buf(),
