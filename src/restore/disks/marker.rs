@@ -4,7 +4,7 @@
 //! same image by shared storage does not, and asks the image: an extended
 //! attribute, or, where the file system has none, a small file beside it.
 
-use super::{DiskError, ctime, is_unwritten_device, on_disk};
+use super::{DiskError, ctime, is_block_device, on_disk};
 use crate::dataset::{Dataset, Inode};
 use crate::restore::journal::Journal;
 use crate::sys::file_facts;
@@ -91,7 +91,7 @@ impl<'d> Markers<'d> {
                 .duration_since(UNIX_EPOCH)
                 .map_or(0, |d| d.as_secs()),
         };
-        for inode in on_disk(dataset).filter(|i| i.writable && !is_unwritten_device(i)) {
+        for inode in on_disk(dataset).filter(|i| i.writable && !is_block_device(i)) {
             markers.set.push(inode);
             if let Err(source) = write(inode, &marker, journal) {
                 markers.remove(journal);

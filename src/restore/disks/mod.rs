@@ -59,9 +59,9 @@ pub enum DiskError {
         /// How many 4 KiB pages.
         pages: u64,
     },
-    /// Unwritten pages of a block device, which nothing tells from another.
+    /// A block device, which nothing tells from another.
     #[error(
-        "{path}: {pages} pages were not written yet to this block device, and nothing proves that its name still means the same device"
+        "{path} is a block device ({pages} pages were not written to it yet): nothing proves that its name still means the same device, or that it was not used since"
     )]
     BlockDevice {
         /// Its path.
@@ -187,16 +187,15 @@ fn on_disk(dataset: &Dataset) -> impl Iterator<Item = &Inode> {
             && (i.writable || !i.dirty.is_empty())
             && match i.kind {
                 InodeKind::Regular => !is_volatile(&i.fs_type),
-                _ => is_unwritten_device(i),
+                _ => is_block_device(i),
             }
     })
 }
 
-/// A block device with pages that never reached it.
-fn is_unwritten_device(inode: &Inode) -> bool {
+fn is_block_device(inode: &Inode) -> bool {
     const TYPE: u32 = 0o170_000;
     const BLOCK: u32 = 0o060_000;
-    inode.mode & TYPE == BLOCK && !inode.dirty.is_empty()
+    inode.mode & TYPE == BLOCK
 }
 
 /// File systems whose files do not outlive the host.
@@ -246,7 +245,7 @@ impl Scene<'_> {
             drop(writable.map_err(missing)?);
         }
         lost_pages(inode)?;
-        if is_unwritten_device(inode) {
+        if is_block_device(inode) {
             // A device has no times of its own, and names of devices are dealt
             // out anew at each boot: only the operator can know.
             let counts = inode.dirty.iter().map(|run| run.count);
@@ -362,7 +361,7 @@ impl DiskError {
                 "makedumpfile left out page cache: set its level to 17 (docs/kdump.md), so that the next crash loses nothing"
             }
             Self::BlockDevice { .. } => {
-                "see that the path names the guest's device, then say --force: its pages are written to it first"
+                "see that the path names the guest's device, then say --force: what was not written is written to it first"
             }
             Self::InUse { .. } => {
                 "stop whoever uses it first: two writers destroy a disk; --force only if you know that they do not"

@@ -206,6 +206,10 @@ fn unwritten_pages_of_a_block_device_wait_for_the_operator() {
     check(&s.dataset, Some(&s.journal), true).expect("forced");
     let done = write_back(&s.dataset, &Numbered, &s.journal).expect("writes back");
     assert_eq!(done.bytes, 8192);
+    // One that all was written to may be another device as well.
+    s.dataset.inodes[0].dirty.clear();
+    let wrong = check(&s.dataset, Some(&s.journal), false).expect_err("refused");
+    assert!(matches!(wrong[0], DiskError::BlockDevice { pages: 0, .. }));
 }
 
 /// The scene's file as the disk of a guest.

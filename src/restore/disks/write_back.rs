@@ -1,6 +1,6 @@
 //! Brings to the disk what the dead kernel had not brought there.
 
-use super::{DiskError, PAGE, ctime, is_unwritten_device};
+use super::{DiskError, PAGE, ctime, is_block_device};
 use crate::dataset::{Inode, PageSource};
 use crate::restore::journal::Journal;
 use std::fs::{File, FileTimes, OpenOptions};
@@ -29,7 +29,7 @@ pub(super) fn one(
         .open(&inode.path)
         .map_err(io("open"))?;
     let stat = |file: &File| file.metadata().map_err(io("stat"));
-    let device = is_unwritten_device(inode);
+    let device = is_block_device(inode);
     let resized = !device && stat(&file)?.size() != inode.size;
     if resized {
         file.set_len(inode.size).map_err(io("set the length of"))?;
