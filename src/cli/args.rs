@@ -68,6 +68,9 @@ pub enum Command {
         dump: Option<PathBuf>,
         #[command(flatten)]
         source: SourceArgs,
+        /// Do not read and decode every page of the dump: damaged ones are not found
+        #[arg(long, requires = "dump")]
+        quick: bool,
     },
     /// Write guests or processes to a directory, to restore them later or elsewhere
     Extract {

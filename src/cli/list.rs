@@ -53,7 +53,9 @@ pub fn run(dump: &DumpArgs, all: bool, json: bool) -> Result<Exit, Failure> {
                 .iter()
                 .find(|p| p.pid == guest.pid)
                 .map(|p| p.task);
-            let coverage = task.and_then(|t| dead.coverage(t));
+            let coverage = task
+                .and_then(|t| dead.guest_coverage(guest.vm, t))
+                .map(|c| c.all());
             GuestLine {
                 number: index + 1,
                 state: guest_state(&guest, coverage),

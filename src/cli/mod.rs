@@ -38,7 +38,11 @@ pub fn run(cli: &Cli) -> Exit {
         } => bring_back::processes(dump, selectors, options, cli.json),
         Command::List { dump, all } => list::run(dump, *all, cli.json),
         Command::Show { dump, selector } => show::run(dump, selector, cli.json),
-        Command::Check { dump, source } => check::run(dump.as_deref(), source, cli.json),
+        Command::Check {
+            dump,
+            source,
+            quick,
+        } => check::run(dump.as_deref(), source, *quick, cli.json),
         Command::Extract {
             dump,
             selectors,

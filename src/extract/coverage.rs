@@ -1,23 +1,37 @@
-//! How much of a process's memory the dump holds.
+//! How much of a process's memory the dump holds, and where the rest was.
 
-use crate::dump::{Missing, PageState};
+use crate::dump::{FrameSet, Missing, PageKind, PhysicalMemory};
 use crate::kernel::{AddressSpace, Entry, Kernel, KernelError};
+use crate::task::{Whereabouts, residency};
 use serde::Serialize;
 use std::ops::ControlFlow;
 
-/// Pages of an address space by what the dump has of them. 4 KiB pages.
+/// Pages of an address space by where they were and what the dump has of them. 4 KiB pages. Those
+/// that are `not_ram`, `on_file` or `untouched` are none that the dump should hold.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Coverage {
     /// In memory at the crash, and in the dump.
     pub present: u64,
+    /// Of these, pages of zeros that are not in the dump on their own.
+    pub zero: u64,
     /// Left out by makedumpfile's level.
     pub filtered: u64,
     /// Beyond the end of a dump that was cut.
     pub truncated: u64,
+    /// In the dump, and damaged there. Known only of pages that were read.
+    pub corrupt: u64,
     /// In swap.
     pub swapped: u64,
     /// Behind page tables that cannot be read.
     pub unknown: u64,
+    /// At addresses that the dump does not take for memory, and no device's.
+    pub elsewhere: u64,
+    /// Memory of a device.
+    pub not_ram: u64,
+    /// In a file on a disk, unchanged.
+    pub on_file: u64,
+    /// Never touched.
+    pub untouched: u64,
 }
 
 /// STATE of a guest or process: a closed vocabulary.
@@ -32,7 +46,7 @@ pub enum State {
     Filtered,
     /// The dump ends before some of it.
     Truncated,
-    /// Its structures cannot be read.
+    /// Its structures, or pages of it, cannot be read.
     Unreadable,
     /// It is of a kind that cannot be restored.
     Unsupported,
@@ -54,53 +68,150 @@ impl std::fmt::Display for State {
 impl Coverage {
     /// The one word for it.
     pub fn state(&self) -> State {
-        if self.unknown > 0 {
+        if self.unknown + self.corrupt > 0 {
             State::Unreadable
         } else if self.truncated > 0 {
             State::Truncated
         } else if self.filtered > 0 {
             State::Filtered
-        } else if self.swapped > 0 {
+        } else if self.swapped + self.elsewhere > 0 {
             State::Partial
         } else {
             State::Whole
         }
     }
 
-    /// Pages in all.
+    /// Pages that were in memory or swap: those that a restore needs.
     pub fn total(&self) -> u64 {
-        self.present + self.filtered + self.truncated + self.swapped + self.unknown
+        self.present
+            + self.filtered
+            + self.truncated
+            + self.corrupt
+            + self.swapped
+            + self.unknown
+            + self.elsewhere
+    }
+
+    /// Both together.
+    pub fn and(&self, other: &Coverage) -> Coverage {
+        Coverage {
+            present: self.present + other.present,
+            zero: self.zero + other.zero,
+            filtered: self.filtered + other.filtered,
+            truncated: self.truncated + other.truncated,
+            corrupt: self.corrupt + other.corrupt,
+            swapped: self.swapped + other.swapped,
+            unknown: self.unknown + other.unknown,
+            elsewhere: self.elsewhere + other.elsewhere,
+            not_ram: self.not_ram + other.not_ram,
+            on_file: self.on_file + other.on_file,
+            untouched: self.untouched + other.untouched,
+        }
+    }
+
+    /// In a dump that leaves out pages of zeros like those that it filters, and filters no others,
+    /// these were zeros.
+    pub(super) fn left_out_were_zeros(&mut self) {
+        self.present += self.filtered;
+        self.zero += self.filtered;
+        self.filtered = 0;
+    }
+
+    /// Counts `count` page frames from `first` on.
+    fn add_frames(
+        &mut self,
+        memory: &dyn PhysicalMemory,
+        corrupt: &FrameSet,
+        first: u64,
+        count: u64,
+    ) {
+        for pfn in first..first.saturating_add(count) {
+            match memory.page_kind(pfn) {
+                PageKind::Stored if corrupt.contains(pfn) => self.corrupt += 1,
+                PageKind::Stored => self.present += 1,
+                PageKind::Zero => {
+                    self.present += 1;
+                    self.zero += 1;
+                }
+                PageKind::Damaged => self.corrupt += 1,
+                PageKind::Missing(Missing::Filtered) => self.filtered += 1,
+                PageKind::Missing(Missing::Truncated) => self.truncated += 1,
+                PageKind::Missing(Missing::NotRam) => self.elsewhere += 1,
+            }
+        }
+    }
+
+    fn add(
+        &mut self,
+        memory: &dyn PhysicalMemory,
+        corrupt: &FrameSet,
+        pages: u64,
+        at: Whereabouts,
+    ) {
+        match at {
+            Whereabouts::Frames(first) => self.add_frames(memory, corrupt, first, pages),
+            Whereabouts::Zero => {
+                self.present += pages;
+                self.zero += pages;
+            }
+            Whereabouts::Swapped => self.swapped += pages,
+            Whereabouts::OnFile => self.on_file += pages,
+            Whereabouts::Untouched => self.untouched += pages,
+            Whereabouts::Device => self.not_ram += pages,
+            Whereabouts::Unknown(Some(Missing::Truncated)) => self.truncated += pages,
+            Whereabouts::Unknown(Some(Missing::Filtered)) => self.filtered += pages,
+            Whereabouts::Unknown(_) => self.unknown += pages,
+        }
     }
 }
 
-/// Walks the page tables of the process whose `task_struct` is at `task`.
-/// Pages of device memory (not RAM) do not count.
+/// At a glance: what the page tables of the process whose `task_struct` is at `task` lead to. Pages
+/// that are in a file as well count like others; memory that is not RAM does not count.
 ///
 /// # Errors
 /// When its `mm_struct` or its page tables cannot be read; a process without
 /// memory (a kernel thread, a zombie) has an empty coverage.
-pub fn of_task(kernel: &Kernel, task: u64) -> Result<Coverage, KernelError> {
+pub(super) fn at_a_glance(
+    kernel: &Kernel,
+    corrupt: &FrameSet,
+    task: u64,
+) -> Result<Coverage, KernelError> {
     let Some(mm) = kernel.object("task_struct", task)?.follow_opt("mm")? else {
         return Ok(Coverage::default());
     };
     let mut coverage = Coverage::default();
     let memory = kernel.memory();
     AddressSpace::new(kernel, mm.ptr("pgd")?)?.walk(0, 1 << 56, |mapping| {
+        let pages = mapping.len / 4096;
         match mapping.entry {
             Entry::Present(present) => {
-                for pfn in present.pfn..present.pfn.saturating_add(mapping.len / 4096) {
-                    match memory.page_state(pfn) {
-                        PageState::Present => coverage.present += 1,
-                        PageState::Missing(Missing::Filtered) => coverage.filtered += 1,
-                        PageState::Missing(Missing::Truncated) => coverage.truncated += 1,
-                        PageState::Missing(Missing::NotRam) => {}
-                    }
-                }
+                coverage.add_frames(&**memory, corrupt, present.pfn, pages);
             }
-            Entry::NonPresent { .. } => coverage.swapped += mapping.len / 4096,
-            Entry::Unreadable(_) => coverage.unknown += mapping.len / 4096,
+            Entry::NonPresent { .. } => coverage.swapped += pages,
+            Entry::Unreadable(_) => coverage.unknown += pages,
         }
         ControlFlow::Continue(())
     })?;
+    coverage.elsewhere = 0;
     Ok(coverage)
+}
+
+/// With care, area by area: of the memory within `inside` (ranges of addresses, in order), and of
+/// the rest.
+///
+/// # Errors
+/// When its `mm_struct`, its areas or its page tables cannot be read.
+pub(super) fn with_care(
+    kernel: &Kernel,
+    corrupt: &FrameSet,
+    task: u64,
+    inside: &[(u64, u64)],
+) -> Result<(Coverage, Coverage), KernelError> {
+    let (mut within, mut rest) = (Coverage::default(), Coverage::default());
+    let memory = kernel.memory();
+    residency(kernel, task, inside, |pages, is_within, at| {
+        let counted = if is_within { &mut within } else { &mut rest };
+        counted.add(&**memory, corrupt, pages, at);
+    })?;
+    Ok((within, rest))
 }

@@ -19,11 +19,11 @@ use crate::dataset::{
     Dataset, Fidelity, FileKind, Host, ObjectId, Process, RunState, SCHEMA_VERSION, SyscallResume,
     Vm,
 };
-use crate::dump::{Dump, OpenError};
+use crate::dump::{Dump, OpenError, Scan};
 use crate::guest::{self, GuestError, GuestSummary};
 use crate::kernel::{Kernel, KernelError};
 use crate::task::{self, ProcessSummary, TaskError};
-use coverage::Coverage;
+use coverage::{Coverage, State};
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
@@ -77,6 +77,23 @@ pub struct DeadHost {
     dump: Arc<Dump>,
     kernel: Kernel,
     left_out_is_zero: OnceLock<bool>,
+    scan: Scan,
+}
+
+/// How much of a guest the dump holds.
+#[derive(Clone, Copy, Debug, Default, serde::Serialize)]
+pub struct GuestCoverage {
+    /// What the guest takes for its memory.
+    pub ram: Coverage,
+    /// The rest of its VMM.
+    pub vmm: Coverage,
+}
+
+impl GuestCoverage {
+    /// Both together: what a restore needs.
+    pub fn all(&self) -> Coverage {
+        self.ram.and(&self.vmm)
+    }
 }
 
 impl DeadHost {
@@ -108,6 +125,7 @@ impl DeadHost {
             dump,
             kernel,
             left_out_is_zero: OnceLock::new(),
+            scan: Scan::default(),
         })
     }
 
@@ -145,15 +163,41 @@ impl DeadHost {
         Ok(task::host(&self.kernel)?)
     }
 
+    /// What reading every page showed: pages that proved corrupt count as such from now on.
+    pub fn learn(&mut self, scan: Scan) {
+        self.scan = scan;
+    }
+
     /// How much of the memory of the process with this `task_struct` is in the
     /// dump; `None` when its structures cannot be read.
     pub fn coverage(&self, task: u64) -> Option<Coverage> {
-        let mut coverage = coverage::of_task(&self.kernel, task).ok()?;
-        if coverage.filtered > 0 && self.left_out_is_zero() {
-            coverage.present += coverage.filtered;
-            coverage.filtered = 0;
+        let mut found = coverage::at_a_glance(&self.kernel, &self.scan.corrupt, task).ok()?;
+        self.settle_zeros(&mut found);
+        if found.state() == State::Whole {
+            return Some(found);
         }
-        Some(coverage)
+        // What is missing may be a file's, which needs not be in the dump.
+        let (_, rest) = coverage::with_care(&self.kernel, &self.scan.corrupt, task, &[]).ok()?;
+        found = rest;
+        self.settle_zeros(&mut found);
+        Some(found)
+    }
+
+    /// The same of a guest: its own memory, and the rest of its VMM, whose `task_struct` is at
+    /// `task`.
+    pub fn guest_coverage(&self, vm: u64, task: u64) -> Option<GuestCoverage> {
+        let ranges = guest::memory_ranges(&self.kernel, vm).ok()?;
+        let corrupt = &self.scan.corrupt;
+        let (mut ram, mut vmm) = coverage::with_care(&self.kernel, corrupt, task, &ranges).ok()?;
+        self.settle_zeros(&mut ram);
+        self.settle_zeros(&mut vmm);
+        Some(GuestCoverage { ram, vmm })
+    }
+
+    fn settle_zeros(&self, found: &mut Coverage) {
+        if found.filtered > 0 && self.left_out_is_zero() {
+            found.left_out_were_zeros();
+        }
     }
 
     /// This dump leaves pages of zeros out, and nothing else of user memory.

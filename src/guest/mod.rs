@@ -1,13 +1,12 @@
 //! What was this virtual machine?
 //!
 //! KVM's guests of a dead kernel: [`guests`] finds them, [`extract`] reads one whole into a
-//! [`Vm`], [`memory_coverage`] says how much of its memory the dump has.
+//! [`Vm`], [`memory_ranges`] says which memory of its VMM is the guest's.
 //! Everything is found by name in the BTF of kvm.ko and kvm-amd.ko, which lies in the dump.
 
 mod caps;
 mod clock;
 mod cmdline;
-mod coverage;
 mod cpuid;
 mod error;
 mod eventfds;
@@ -29,12 +28,18 @@ mod vcpu;
 mod vm;
 mod vmcb;
 
-pub use coverage::{MemoryCoverage, memory_coverage};
 pub use error::GuestError;
 pub use find::{FoundBy, GuestSummary, guests};
 
 use crate::dataset::{Fidelity, Host, Vm};
 use crate::kernel::{Kernel, KernelError};
+
+/// The addresses in its VMM of the memory of the guest at `vm` (a [`GuestSummary::vm`]), `start..end`,
+/// each once and in order.
+pub fn memory_ranges(kernel: &Kernel, vm: u64) -> Result<Vec<(u64, u64)>, GuestError> {
+    let vm = field::kvm_object(kernel, "kvm", vm)?;
+    Ok(memslot::user_ranges(&memslot::memslots(&vm)?))
+}
 
 /// `svm` or `vmx`: whose virtualization KVM used.
 fn vendor(kernel: &Kernel) -> Result<&'static str, GuestError> {

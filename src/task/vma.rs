@@ -54,7 +54,7 @@ pub(super) fn read(
 }
 
 /// All `vm_area_struct`s of an address space.
-fn areas<'k>(mm: &Object<'k>) -> Result<Vec<Object<'k>>, KernelError> {
+pub(super) fn areas<'k>(mm: &Object<'k>) -> Result<Vec<Object<'k>>, KernelError> {
     let kernel = mm.kernel();
     // A maple tree since Linux commit d4af56c5c7c6 ("mm: start tracking VMAs
     // with maple tree") (in v6.1); a list before.
@@ -404,7 +404,7 @@ impl<'k> Reader<'_, 'k> {
 
 /// The part of a page table entry that is within `start..end`: its first
 /// address, its pages, and how many of the entry's pages stand before it.
-fn clip(mapping: &Mapping, start: u64, end: u64) -> Option<(u64, u64, u64)> {
+pub(super) fn clip(mapping: &Mapping, start: u64, end: u64) -> Option<(u64, u64, u64)> {
     let first = mapping.va.max(start);
     let last = mapping.va.saturating_add(mapping.len).min(end);
     (first < last).then(|| (first, (last - first) / PAGE, (first - mapping.va) / PAGE))
@@ -420,7 +420,7 @@ fn push_frames(runs: &mut Runs, frames: &Frames<'_>, at: u64, count: u64, first:
 }
 
 /// Why a page table's pages have no content.
-fn unreadable(error: &KernelError) -> PageContent {
+pub(super) fn unreadable(error: &KernelError) -> PageContent {
     match error {
         KernelError::Memory { source, .. } => match source.missing() {
             Some(Missing::Truncated) => PageContent::Truncated,

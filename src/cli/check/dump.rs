@@ -1,15 +1,15 @@
 //! A dump, from what is known at once to what takes reading.
 
 use super::findings::Findings;
-use super::guests::{self, Guests};
+use super::guests::{self, GuestReport, Guests};
 use super::kdump_config::{HARMFUL_BITS, Tool};
-use super::{Document, crash, print_advice, verdict};
+use super::pages::{self, Pages, Row, percent};
+use super::{Document, crash, print_advice, reading, verdict};
 use crate::cli::args::SourceArgs;
 use crate::cli::exit::{Exit, Failure};
 use crate::cli::open;
 use crate::cli::output::print_json;
-use crate::cli::table::bytes;
-use crate::dump::{Dump, PAGE_SIZE, PageCounts};
+use crate::dump::{Dump, Scan};
 use crate::extract::{Crash, DeadHost};
 use serde::Serialize;
 use std::path::Path;
@@ -26,10 +26,22 @@ pub(super) struct Facts {
 }
 
 /// Checks a dump against this host.
-pub(super) fn run(path: &Path, source: &SourceArgs, json: bool) -> Result<Exit, Failure> {
+pub(super) fn run(
+    path: &Path,
+    source: &SourceArgs,
+    quick: bool,
+    json: bool,
+) -> Result<Exit, Failure> {
     let dump = open::dump(path, source)?;
     let mut findings = Findings::default();
-    let opened = DeadHost::of(dump.clone());
+    let print = |findings: &mut Findings, title: &str| {
+        if !json {
+            findings.print(title);
+        }
+    };
+
+    // What is known at once.
+    let mut opened = DeadHost::of(dump.clone());
     let crash = match &opened {
         Ok(dead) => Crash::of_kernel(dead.kernel()),
         Err(_) => Crash::at_first_look(&dump),
@@ -37,42 +49,47 @@ pub(super) fn run(path: &Path, source: &SourceArgs, json: bool) -> Result<Exit, 
     if !json {
         crash::print(&crash);
     }
-
     check_file(&dump, &mut findings);
-    let counts = dump.page_counts();
-    check_pages(&dump, counts, &mut findings);
-    if !json {
-        findings.print("\nTHE DUMP");
+    print(&mut findings, "\nTHE DUMP");
+    let mut guests = Guests::default();
+    if let Ok(dead) = &opened {
+        check_this_host(dead.kernel().release(), &mut guests, &mut findings);
+        print(&mut findings, "\nTHIS HOST");
     }
 
-    let mut guests = Guests::default();
+    // What takes reading.
+    let scan = match quick {
+        true => None,
+        false => reading::read_all(&dump),
+    };
+    check_pages(scan.as_ref(), quick, &mut findings);
+    print(&mut findings, "\nITS PAGES");
+    let mut pages = Pages::from(dump.page_counts());
+    if let Some(scan) = scan {
+        pages = Pages::from(scan.states);
+        if let Ok(dead) = &mut opened {
+            dead.learn(scan);
+        }
+    }
+
     let mut unreadable = None;
-    match opened {
-        Ok(dead) => {
-            check_this_host(dead.kernel().release(), &mut guests, &mut findings);
-            if !json {
-                findings.print("\nTHIS HOST");
-            }
-            if let Err(error) = guests::check(&dead, &mut findings, &mut guests) {
-                unreadable = Some(error.to_string());
-                let failure = Failure::from(error);
-                let hint = "see the dump's completeness above";
-                findings.bad(failure.exit, "guests", failure.chain(), hint);
-            }
-        }
-        Err(error) => {
-            unreadable = Some(error.to_string());
-            let failure = Failure::from(error);
-            findings.bad(failure.exit, "dead kernel", failure.chain(), &failure.hint);
-        }
+    let checked = opened.and_then(|dead| guests::check(&dead, &mut findings, &mut guests));
+    if let Err(error) = checked {
+        unreadable = Some(error.to_string());
+        let failure = Failure::from(error);
+        findings.bad(failure.exit, "dead kernel", failure.chain(), &failure.hint);
     }
     if !json {
-        let title = match unreadable {
-            Some(_) => "\nTHE KERNEL",
-            None => "\nTHE GUESTS",
-        };
-        findings.print(title);
+        println!();
+        let mut rows = vec![Row::of_dump(&pages)];
+        rows.extend(guests.list.iter().flat_map(GuestReport::rows));
+        pages::print(&rows);
     }
+    let title = match unreadable {
+        Some(_) => "\nTHE KERNEL",
+        None => "\nTHE GUESTS",
+    };
+    print(&mut findings, title);
 
     let release = crash.release.as_deref().unwrap_or("");
     let version = crash.version.as_deref().unwrap_or("");
@@ -97,7 +114,7 @@ pub(super) fn run(path: &Path, source: &SourceArgs, json: bool) -> Result<Exit, 
                 level: dump.dump_level(),
                 incomplete: dump.incomplete().map(str::to_owned),
             }),
-            pages: Some(counts),
+            pages: Some(pages),
             guests: Some(guests.list),
             processes: Some(guests.processes),
             advice,
@@ -133,9 +150,7 @@ fn check_file(dump: &Dump, findings: &mut Findings) {
             "the format does not say; what of the guests is in it, see below",
         ),
     }
-}
-
-fn check_pages(dump: &Dump, counts: PageCounts, findings: &mut Findings) {
+    let counts = dump.page_counts();
     if counts.truncated > 0 || dump.incomplete().is_some() {
         let why = dump.incomplete().unwrap_or("the file ends too early");
         findings.bad(
@@ -147,17 +162,37 @@ fn check_pages(dump: &Dump, counts: PageCounts, findings: &mut Findings) {
     } else {
         findings.good("completeness", "whole");
     }
-    let all = counts.present + counts.filtered + counts.truncated;
-    let percent = |part: u64| format!("{:.1} %", part as f64 * 100.0 / all.max(1) as f64);
-    findings.good(
-        "pages",
-        format!(
-            "{} in the dump, {} left out, of {}",
-            percent(counts.present),
-            percent(counts.filtered),
-            bytes(all.saturating_mul(PAGE_SIZE))
+}
+
+/// What reading every page showed; `None` when they were not read.
+fn check_pages(scan: Option<&Scan>, quick: bool, findings: &mut Findings) {
+    const WHAT: &str = "pages";
+    match scan {
+        None if quick => findings.note(
+            WHAT,
+            "not read (--quick): damaged ones among them are not known",
         ),
-    );
+        None => findings.bad(
+            Exit::Failed,
+            WHAT,
+            "not all read, as it was interrupted: damaged ones among them are not known",
+            "run it again, or with --quick",
+        ),
+        Some(scan) if scan.states.corrupt == 0 => {
+            let n = scan.states.present;
+            findings.good(WHAT, format!("read: all {n} are good"));
+        }
+        Some(scan) => {
+            let (bad, of) = (scan.states.corrupt, scan.states.present);
+            let all = bad.saturating_add(of);
+            let found = format!("read: {bad} of {all} are damaged ({})", percent(bad, all));
+            let hint = "copy the dump again if the original is still there; see whether the disk is failing";
+            findings.bad(Exit::Refused, WHAT, found, hint);
+            for example in &scan.examples {
+                findings.note("", example.clone());
+            }
+        }
+    }
 }
 
 fn check_this_host(release: &str, guests: &mut Guests, findings: &mut Findings) {

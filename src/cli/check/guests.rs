@@ -1,10 +1,11 @@
 //! The guests: is their memory in the dump, are their disks as they were, can this host run them?
 
 use super::findings::Findings;
+use super::pages::Row;
 use crate::cli::exit::{Exit, Failure};
 use crate::cli::list::unsupported;
 use crate::extract::coverage::{Coverage, State};
-use crate::extract::{DeadHost, ExtractError};
+use crate::extract::{DeadHost, ExtractError, GuestCoverage};
 use crate::guest::GuestSummary;
 use crate::restore::{disks, kvm};
 use crate::task::ProcessSummary;
@@ -19,12 +20,31 @@ pub(super) struct GuestReport {
     pub pid: i32,
     pub vmm: String,
     pub state: State,
-    /// Pages of its VMM, in which the guest's own are.
+    /// Pages of its VMM: the guest's memory, the rest, and both.
+    pub ram: Coverage,
+    pub vmm_memory: Coverage,
     pub memory: Coverage,
     /// Nothing here speaks against restoring it.
     pub restorable: bool,
     /// What does, the first of it.
     pub obstacle: Option<String>,
+}
+
+impl GuestReport {
+    /// "guest g1".
+    fn title(&self) -> String {
+        let number = self.number.to_string();
+        format!("guest {}", self.name.as_deref().unwrap_or(&number))
+    }
+
+    /// Its lines in the table of pages.
+    pub fn rows(&self) -> [Row; 2] {
+        let title = self.title();
+        [
+            Row::of_process(title.clone(), &self.ram),
+            Row::of_process(format!("{title}, its VMM"), &self.vmm_memory),
+        ]
+    }
 }
 
 /// How many processes have all of their memory in the dump.
@@ -67,7 +87,7 @@ pub(super) fn check(
             .iter()
             .find(|p| p.pid == guest.pid)
             .map(|p| p.task);
-        let coverage = task.and_then(|t| dead.coverage(t));
+        let coverage = task.and_then(|t| dead.guest_coverage(guest.vm, t));
         let report = check_guest(dead, index + 1, guest, coverage, findings);
         out.list.push(report);
     }
@@ -106,24 +126,24 @@ fn check_guest(
     dead: &DeadHost,
     number: usize,
     guest: &GuestSummary,
-    coverage: Option<Coverage>,
+    coverage: Option<GuestCoverage>,
     findings: &mut Findings,
 ) -> GuestReport {
-    let name = format!(
-        "guest {}",
-        guest.name.clone().unwrap_or_else(|| number.to_string())
-    );
-    let memory = coverage.unwrap_or_default();
+    let split = coverage.unwrap_or_default();
+    let memory = split.all();
     let mut report = GuestReport {
         number,
         name: guest.name.clone(),
         pid: guest.pid,
         vmm: guest.vmm.clone(),
-        state: coverage.map_or(State::Unreadable, |c| c.state()),
+        state: coverage.map_or(State::Unreadable, |_| memory.state()),
+        ram: split.ram,
+        vmm_memory: split.vmm,
         memory,
         restorable: false,
         obstacle: None,
     };
+    let name = report.title();
     if let Some(why) = unsupported(guest) {
         report.state = State::Unsupported;
         report.obstacle = Some(why.clone());
@@ -149,7 +169,7 @@ fn check_guest(
     );
     if report.state != State::Whole {
         report.obstacle = Some(found.clone());
-        let hint = "see the dump's level and completeness above";
+        let hint = "see the dump's level, completeness and pages above";
         findings.bad(Exit::Refused, name, found, hint);
         return report;
     }

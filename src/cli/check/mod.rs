@@ -10,12 +10,13 @@ mod findings;
 mod guests;
 mod host;
 mod kdump_config;
+mod pages;
+mod reading;
 mod verdict;
 
 use super::args::SourceArgs;
 use super::exit::{Exit, Failure};
 use super::output::print_json;
-use crate::dump::PageCounts;
 use crate::extract::Crash;
 use findings::{Finding, Findings};
 use guests::GuestReport;
@@ -34,7 +35,7 @@ struct Document<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     dump: Option<dump::Facts>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pages: Option<PageCounts>,
+    pages: Option<pages::Pages>,
     #[serde(skip_serializing_if = "Option::is_none")]
     guests: Option<Vec<GuestReport>>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -45,13 +46,18 @@ struct Document<'a> {
     exit_code: u8,
 }
 
-/// Checks a dump against this host, or this host alone.
+/// Checks a dump against this host, or this host alone. `quick`: without reading every page.
 ///
 /// # Errors
 /// When the dump cannot be read.
-pub fn run(dump: Option<&Path>, source: &SourceArgs, json: bool) -> Result<Exit, Failure> {
+pub fn run(
+    dump: Option<&Path>,
+    source: &SourceArgs,
+    quick: bool,
+    json: bool,
+) -> Result<Exit, Failure> {
     match dump {
-        Some(path) => dump::run(path, source, json),
+        Some(path) => dump::run(path, source, quick, json),
         None => check_host(json),
     }
 }
