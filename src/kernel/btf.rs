@@ -14,6 +14,9 @@ use super::kallsyms::hash;
 
 const MAGIC: u16 = 0xeb9f;
 const HEADER_LEN: usize = 24;
+/// The kernel's KSYM_NAME_LEN. Without a bound, a million types that share one name of a megabyte
+/// would take hours to go over.
+const MAX_NAME: usize = 512;
 
 /// One type as BTF tells it. References are type numbers as they stand in the blob.
 #[derive(Clone, Copy, Debug)]
@@ -230,13 +233,13 @@ impl Btf {
         self.first_type
     }
 
-    /// The string at an offset. A module's types are named by strings of vmlinux where it has them.
+    /// The string at an offset; none if it is longer than any name. A module's types are named by strings of vmlinux where it has them.
     pub(super) fn string(&self, offset: u32) -> Option<&[u8]> {
         let Some(at) = offset.checked_sub(self.first_string) else {
             return self.base.as_ref()?.string(offset);
         };
         let text = self.data[self.strings.clone()].get(at as usize..)?;
-        let len = text.iter().position(|&byte| byte == 0)?;
+        let len = text.iter().take(MAX_NAME).position(|&byte| byte == 0)?;
         Some(&text[..len])
     }
 

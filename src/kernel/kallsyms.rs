@@ -9,6 +9,7 @@ use super::{KernelError, VmcoreInfo};
 
 /// More symbols than any kernel has (a distribution's has 200 000).
 const MAX_SYMBOLS: u32 = 1 << 22;
+const EXPECTED_SYMBOLS: u32 = 1 << 18;
 /// KSYM_NAME_LEN is 512, and was 128 before v6.1.
 const MAX_NAME: usize = 2048;
 /// All names together, expanded (3 MB in a distribution's kernel).
@@ -251,7 +252,8 @@ fn read_names(
     read: ReadImage<'_>,
 ) -> Result<(Vec<u8>, Vec<(u32, u16)>), KernelError> {
     let mut names: Vec<u8> = Vec::new();
-    let mut places = Vec::with_capacity(count as usize);
+    // The count may be damaged: room for more symbols is taken as their names are read.
+    let mut places = Vec::with_capacity(count.min(EXPECTED_SYMBOLS) as usize);
     let mut cursor = 0usize;
     while places.len() < count as usize {
         // The longest entry: two bytes of length, then up to 16 383 tokens.

@@ -22,6 +22,11 @@ pub(super) struct Places {
 /// Code and read-only data of a kernel take 20 to 60 MB.
 const MAX_IMAGE: u64 = 256 << 20;
 const PAGE: usize = 4096;
+/// A token is at most as long as a symbol.
+const MAX_TOKEN: usize = 1024;
+/// Names gone over in all the places that look like the tables' begin, of which an image made to
+/// harm has millions.
+const MAX_NAMES_SEEN: usize = 1 << 26;
 /// A kernel's own symbols: fewer or more are something else that looks similar.
 const COUNTS: std::ops::Range<u32> = 16..1 << 22;
 
@@ -55,12 +60,15 @@ impl Places {
                 value: format!("{end:x}"),
                 wanted: "an address behind _stext, in the kernel's image",
             })?;
-        let mut image = vec![0; len];
-        for (page, bytes) in (0u64..).zip(image.chunks_mut(PAGE)) {
+        let mut image = Vec::new();
+        for at in (0..len).step_by(PAGE) {
+            let mut page = [0; PAGE];
+            let page = &mut page[..PAGE.min(len - at)];
             // A page that is not there matters only if the tables are on it, and then they are not
-            // found.
-            if read(start + page * PAGE as u64, bytes).is_err() {
-                bytes.fill(0);
+            // found. Zeros for it take memory only if something follows.
+            if read(start.wrapping_add(at as u64), page).is_ok() {
+                image.resize(at, 0);
+                image.extend_from_slice(page);
             }
         }
         search(&image, start).ok_or_else(|| KernelError::NoInfo {
@@ -72,6 +80,7 @@ impl Places {
 
 /// Looks for the tables in the kernel's image, which begins at `start`.
 fn search(image: &[u8], start: u64) -> Option<Places> {
+    let mut budget = MAX_NAMES_SEEN;
     // The relative base is the lowest address in the table, which is where the code begins.
     let bases = start.saturating_sub(0x20_0000)..=start;
     image
@@ -85,11 +94,16 @@ fn search(image: &[u8], start: u64) -> Option<Places> {
                     .fold(0, |sum, &byte| sum << 8 | u64::from(byte)),
             )
         })
-        .find_map(|(index, _)| tables_around(image, start, index * 8))
+        .find_map(|(index, _)| tables_around(image, start, index * 8, &mut budget))
 }
 
 /// The tables, if what stands at `base_at` is kallsyms' relative base.
-fn tables_around(image: &[u8], start: u64, base_at: usize) -> Option<Places> {
+fn tables_around(
+    image: &[u8],
+    start: u64,
+    base_at: usize,
+    budget: &mut usize,
+) -> Option<Places> {
     let count_at = base_at + 8;
     let count = le32(image, count_at).filter(|count| COUNTS.contains(count))? as usize;
     let offsets_at = base_at.checked_sub((count * 4).next_multiple_of(8))?;
@@ -97,8 +111,9 @@ fn tables_around(image: &[u8], start: u64, base_at: usize) -> Option<Places> {
     // Each name begins with its length; a marker says where each 256th is.
     let names_at = count_at + 8;
     let mut cursor = names_at;
-    let mut markers = Vec::with_capacity(count / 256 + 1);
+    let mut markers = Vec::new();
     for symbol in 0..count {
+        *budget = budget.checked_sub(1)?;
         if symbol % 256 == 0 {
             markers.push(u32::try_from(cursor - names_at).ok()?);
         }
@@ -117,7 +132,8 @@ fn tables_around(image: &[u8], start: u64, base_at: usize) -> Option<Places> {
     let mut starts = Vec::with_capacity(256);
     for _ in 0..256 {
         starts.push(u16::try_from(cursor - table_at).ok()?);
-        cursor += 1 + image.get(cursor..)?.iter().position(|&byte| byte == 0)?;
+        let token = image.get(cursor..)?.iter().take(MAX_TOKEN);
+        cursor += 1 + token.into_iter().position(|&byte| byte == 0)?;
     }
     let index_at = cursor.next_multiple_of(8);
     for (index, &begin) in starts.iter().enumerate() {

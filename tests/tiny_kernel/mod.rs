@@ -19,7 +19,7 @@ use vmrestore::kernel::{Kernel, KernelError};
 pub const MEMORY: usize = 4 << 20;
 /// Virtual address of the image's first byte, and its physical one.
 pub const IMAGE: u64 = 0xffff_ffff_8100_0000;
-const IMAGE_PHYS: u64 = 0x10_0000;
+pub const IMAGE_PHYS: u64 = 0x10_0000;
 /// Where `page_offset_base` says that the direct map is.
 pub const DIRECT: u64 = 0xffff_9a40_0000_0000;
 /// Where `vmemmap_base` says that the array of `struct page` is.
@@ -84,7 +84,7 @@ pub struct TinyKernel {
     pub info: Vec<String>,
     pub five_levels: bool,
     /// Next free physical byte, in the image and behind it.
-    image_end: u64,
+    pub image_end: u64,
     heap_end: u64,
     symbols: Vec<(u8, String, u64)>,
     top: u64,
@@ -192,8 +192,12 @@ impl TinyKernel {
 
     /// Writes vmlinux's BTF and kallsyms, and gives the note's text.
     pub fn finish(&mut self, btf: &btf::Types, encoding: Encoding) -> String {
-        let blob = btf.blob();
-        let start = self.variable("__start_BTF", &blob);
+        self.finish_with(&btf.blob(), encoding)
+    }
+
+    /// The same, with vmlinux's BTF as bytes.
+    pub fn finish_with(&mut self, blob: &[u8], encoding: Encoding) -> String {
+        let start = self.variable("__start_BTF", blob);
         self.symbol(b'D', "__stop_BTF", start + blob.len() as u64);
         self.write_kallsyms(encoding);
         self.info.join("\n")
@@ -227,7 +231,9 @@ impl TinyKernel {
             let mut rest: Vec<u8> = [&[*kind], name.as_bytes()].concat();
             let mut coded = Vec::new();
             while !rest.is_empty() {
-                let best = (0..tokens.len())
+                // Beside those three, each token is one character.
+                let best = [0, 1, 2, usize::from(rest[0])]
+                    .into_iter()
                     .filter(|&i| rest.starts_with(&tokens[i]))
                     .max_by_key(|&i| tokens[i].len())
                     .unwrap();
