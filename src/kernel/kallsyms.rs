@@ -8,12 +8,15 @@ use super::kallsyms_place::Places;
 use super::{KernelError, VmcoreInfo};
 
 /// More symbols than any kernel has (a distribution's has 200 000).
-const MAX_SYMBOLS: u32 = 1 << 22;
+pub(super) const MAX_SYMBOLS: u32 = 1 << 21;
 const EXPECTED_SYMBOLS: u32 = 1 << 18;
 /// KSYM_NAME_LEN is 512, and was 128 before v6.1.
 const MAX_NAME: usize = 2048;
 /// All names together, expanded (3 MB in a distribution's kernel).
 const MAX_NAMES: usize = 1 << 28;
+/// All names together, compressed (2.5 MB in a distribution's kernel). Nothing else bounds them:
+/// with page tables that lead in circles, all addresses can be read.
+const MAX_COMPRESSED: usize = 32 << 20;
 const CHUNK: usize = 256 << 10;
 
 /// Reads bytes of the kernel image at a virtual address.
@@ -276,7 +279,15 @@ fn read_names(
             ));
         }
         let place = u32::try_from(cursor)
-            .map_err(|_| damaged(at, "the names take more than 4 GiB".into()))?;
+            .ok()
+            .filter(|_| cursor <= MAX_COMPRESSED)
+            .ok_or_else(|| {
+                let had = places.len();
+                damaged(
+                    at,
+                    format!("{had} of {count} names take more than {MAX_COMPRESSED} bytes"),
+                )
+            })?;
         places.push((place, len));
         cursor += usize::from(len);
     }

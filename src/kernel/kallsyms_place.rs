@@ -5,7 +5,7 @@
 //! scripts/kallsyms.c gave all of them the same order: offsets, relative base, count, names, markers,
 //! token table, token index, each at a multiple of 8.
 
-use super::kallsyms::ReadImage;
+use super::kallsyms::{MAX_SYMBOLS, ReadImage};
 use super::{KernelError, VmcoreInfo};
 
 /// Kernel virtual addresses of the tables.
@@ -20,7 +20,9 @@ pub(super) struct Places {
 }
 
 /// Code and read-only data of a kernel take 20 to 60 MB.
-const MAX_IMAGE: u64 = 256 << 20;
+const MAX_IMAGE: u64 = 128 << 20;
+/// The copy of them grows by this much, not by doubling.
+const GROWTH: usize = 8 << 20;
 const PAGE: usize = 4096;
 /// A token is at most as long as a symbol.
 const MAX_TOKEN: usize = 1024;
@@ -28,7 +30,7 @@ const MAX_TOKEN: usize = 1024;
 /// harm has millions.
 const MAX_NAMES_SEEN: usize = 1 << 26;
 /// A kernel's own symbols: fewer or more are something else that looks similar.
-const COUNTS: std::ops::Range<u32> = 16..1 << 22;
+const COUNTS: std::ops::RangeInclusive<u32> = 16..=MAX_SYMBOLS;
 
 impl Places {
     pub(super) fn find(info: &VmcoreInfo, read: ReadImage<'_>) -> Result<Places, KernelError> {
@@ -67,6 +69,9 @@ impl Places {
             // A page that is not there matters only if the tables are on it, and then they are not
             // found. Zeros for it take memory only if something follows.
             if read(start.wrapping_add(at as u64), page).is_ok() {
+                if image.capacity() < at + PAGE {
+                    image.reserve_exact(at + GROWTH - image.len());
+                }
                 image.resize(at, 0);
                 image.extend_from_slice(page);
             }

@@ -47,5 +47,6 @@ pub const KALLSYMS: Entry = Entry {
     name: "kallsyms",
     run: kallsyms::run,
     seeds: kallsyms::seeds,
-    memory: (8 << 20, 16),
+    // The image of an old kernel, which is searched, or the names of two million symbols.
+    memory: (136 << 20, 16),
 };
