@@ -2,9 +2,9 @@
 
 use super::{KernelError, Object};
 
-/// Beyond this, a list is a fault. The longest real ones (inodes of a file system, page LRUs) have
-/// some ten million entries.
-const MAX_LEN: usize = 1 << 27;
+/// Beyond this, a list is a fault. The longest that are read are those of tasks, of which there are
+/// at most four million (Linux include/linux/threads.h: PID_MAX_LIMIT).
+const MAX_LEN: usize = 1 << 22;
 
 /// Finds a circle that does not lead back to the head, by Brent's method: one comparison a step.
 struct Circle {
@@ -28,14 +28,18 @@ impl Circle {
 
     fn step(&mut self, node: u64) -> Result<(), KernelError> {
         self.steps += 1;
-        if node == self.mark || self.steps > MAX_LEN {
+        let detail = if node == self.mark {
+            format!("after {} entries it goes in a circle, at {node:#x}", self.steps)
+        } else if self.steps > MAX_LEN {
+            format!("it has more than {MAX_LEN} entries, at {node:#x}")
+        } else {
+            String::new()
+        };
+        if !detail.is_empty() {
             return Err(KernelError::Damaged {
                 what: self.what,
                 addr: self.head,
-                detail: format!(
-                    "after {} entries it goes in a circle, at {node:#x}",
-                    self.steps
-                ),
+                detail,
             });
         }
         if self.steps == self.next_mark {

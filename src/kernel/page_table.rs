@@ -3,6 +3,7 @@
 //! Linux arch/x86/include/asm/pgtable_types.h (bits), pgtable-invert.h (the inversion that keeps
 //! entries which are not present from pointing at memory), pgtable_64.h (swap entries).
 
+use std::collections::HashSet;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
@@ -21,6 +22,12 @@ const SPECIAL: u64 = 1 << 9;
 /// Software: written since it was last asked (`CONFIG_MEM_SOFT_DIRTY`).
 const SOFT_DIRTY: u64 = 1 << 11;
 const NO_EXECUTE: u64 = 1 << 63;
+
+/// Tables that may be met again in a walk: mappings of one hugetlbfs file share theirs
+/// (`huge_pmd_share` of Linux mm/hugetlb.c), one for each GiB; nothing else does.
+const MAX_AGAIN: u64 = 4096;
+/// A look at one address passes at most five tables, and need not remember them.
+const UNWATCHED: u64 = 16;
 
 /// The page tables of a process: what its virtual addresses lead to.
 #[derive(Clone, Copy)]
@@ -134,8 +141,9 @@ impl<'k> AddressSpace<'k> {
             levels,
             start,
             end,
-            // Each table takes a page of its own: a walk through more goes in circles.
-            tables_left: self.kernel.memory().max_pfn(),
+            tables: 0,
+            seen: HashSet::new(),
+            again: 0,
             visit: &mut visit,
         };
         if start < end {
@@ -206,7 +214,10 @@ struct Walk<'w, 'k, V> {
     levels: Vec<(&'static str, u32)>,
     start: u64,
     end: u64,
-    tables_left: u64,
+    tables: u64,
+    /// Frames of the tables met, but for the first [`UNWATCHED`].
+    seen: HashSet<u64>,
+    again: u64,
     visit: &'w mut V,
 }
 
@@ -221,14 +232,7 @@ impl<V: FnMut(Mapping) -> ControlFlow<()>> Walk<'_, '_, V> {
         let kernel = self.space.kernel;
         let shift = self.levels[depth].1;
         let last = depth + 1 == self.levels.len();
-        let Some(left) = self.tables_left.checked_sub(1) else {
-            return Err(KernelError::Damaged {
-                what: "page table",
-                addr: kernel.phys_to_virt(self.space.top),
-                detail: format!("it has more tables than memory has pages, at {base:#x}"),
-            });
-        };
-        self.tables_left = left;
+        self.watch(table, base)?;
 
         // Of the entries, those that cover some of the range.
         let span = 1u64 << shift;
@@ -290,6 +294,29 @@ impl<V: FnMut(Mapping) -> ControlFlow<()>> Walk<'_, '_, V> {
             }
         }
         Ok(ControlFlow::Continue(()))
+    }
+
+    /// Ends a walk whose tables lead back to themselves, or all to the same ones: 512 entries of
+    /// each of four levels would be 2³⁶ pages.
+    fn watch(&mut self, table: u64, base: u64) -> Result<(), KernelError> {
+        self.tables += 1;
+        if self.tables > UNWATCHED && !self.seen.insert(table) {
+            self.again += 1;
+        }
+        if self.again <= MAX_AGAIN {
+            return Ok(());
+        }
+        let kernel = self.space.kernel;
+        Err(KernelError::Damaged {
+            what: "page table",
+            addr: kernel.phys_to_virt(self.space.top),
+            detail: format!(
+                "{} of its {} tables were met before, the last at {:#x} for address {base:#x}: they lead in circles",
+                self.again,
+                self.tables,
+                kernel.phys_to_virt(table)
+            ),
+        })
     }
 
     fn present(&self, raw: u64, span: u64) -> Present {

@@ -38,6 +38,15 @@ pub fn rbtree<'k>(
             return Ok(entries);
         };
         entries.push(node.container_of(ty, member)?);
+        let (left, right) = (node.ptr("rb_left")?, node.ptr("rb_right")?);
+        if left == right && left != 0 {
+            // Forty such nodes would be a tree without end.
+            return Err(KernelError::Damaged {
+                what: "rbtree",
+                addr: node.addr(),
+                detail: format!("both its children are {left:#x}"),
+            });
+        }
         next = child_of(&node, "rb_right", node.addr())?;
     }
 }

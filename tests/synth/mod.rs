@@ -5,6 +5,8 @@
 //! itself.
 #![allow(dead_code)]
 
+pub mod exercise;
+
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};

@@ -7,9 +7,33 @@
 #[path = "../../../tiny_kernel/mod.rs"]
 pub mod tiny_kernel;
 
+#[path = "../../../synth/mod.rs"]
+pub mod synth;
+
 mod ask;
 mod btf;
+mod dump;
 mod kallsyms;
+mod structures;
+
+use std::sync::{Arc, LazyLock};
+
+use tiny_kernel::{Encoding, Memory, TinyKernel, world};
+
+/// A sound tiny kernel: its memory and its note.
+static KERNEL: LazyLock<(Arc<Memory>, String)> = LazyLock::new(|| {
+    let mut tiny = TinyKernel::new(false);
+    let info = tiny.finish(&world::types().0, Encoding::AbsolutePercpu);
+    (Arc::new(tiny.memory), info)
+});
+
+fn kernel_memory() -> Arc<Memory> {
+    Arc::clone(&KERNEL.0)
+}
+
+fn kernel_note() -> String {
+    KERNEL.1.clone()
+}
 
 /// A parser and how to feed it.
 pub struct Entry {
@@ -32,7 +56,17 @@ impl Entry {
 }
 
 /// All of them.
-pub const ENTRIES: &[Entry] = &[BTF, KALLSYMS];
+pub const ENTRIES: &[Entry] = &[
+    BTF,
+    KALLSYMS,
+    NOTES,
+    ELF,
+    KDUMP,
+    FLATTENED,
+    PAGE,
+    PAGE_TABLES,
+    CONTAINERS,
+];
 
 /// vmlinux's BTF, or a module's.
 pub const BTF: Entry = Entry {
@@ -49,4 +83,60 @@ pub const KALLSYMS: Entry = Entry {
     seeds: kallsyms::seeds,
     // The image of an old kernel, which is searched, or the names of two million symbols.
     memory: (136 << 20, 16),
+};
+
+/// An ELF dump's notes, VMCOREINFO among them.
+pub const NOTES: Entry = Entry {
+    name: "notes",
+    run: dump::run_notes,
+    seeds: dump::notes_seeds,
+    memory: (8 << 20, 16),
+};
+
+/// An ELF dump.
+pub const ELF: Entry = Entry {
+    name: "elf",
+    run: dump::run,
+    seeds: dump::elf_seeds,
+    memory: (8 << 20, 16),
+};
+
+/// A kdump-compressed dump.
+pub const KDUMP: Entry = Entry {
+    name: "kdump",
+    run: dump::run,
+    seeds: dump::kdump_seeds,
+    memory: (8 << 20, 16),
+};
+
+/// A flattened dump of either.
+pub const FLATTENED: Entry = Entry {
+    name: "flattened",
+    run: dump::run,
+    seeds: dump::flattened_seeds,
+    memory: (8 << 20, 16),
+};
+
+/// One stored page, by any codec.
+pub const PAGE: Entry = Entry {
+    name: "page",
+    run: dump::run_page,
+    seeds: dump::page_seeds,
+    memory: (8 << 20, 16),
+};
+
+/// A process's page tables.
+pub const PAGE_TABLES: Entry = Entry {
+    name: "page_tables",
+    run: structures::run_page_tables,
+    seeds: structures::page_table_seeds,
+    memory: (8 << 20, 16),
+};
+
+/// Lists and trees.
+pub const CONTAINERS: Entry = Entry {
+    name: "containers",
+    run: structures::run_containers,
+    seeds: structures::container_seeds,
+    memory: (8 << 20, 16),
 };

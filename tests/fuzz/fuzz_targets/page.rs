@@ -1,0 +1,3 @@
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|input: &[u8]| vmrestore_fuzz::run(&vmrestore_fuzz::entries::PAGE, input));
