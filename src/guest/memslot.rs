@@ -13,13 +13,16 @@ const FIRST_INTERNAL: u64 = 32764;
 const INTERNAL: u64 = 3;
 /// More than KVM allows (SHRT_MAX); a longer list is a damaged one.
 const MAX_SLOTS: usize = 32767;
+/// KVM_MAX_NR_ADDRESS_SPACES: one, and one for SMM.
+const MAX_SPACES: u64 = 8;
 
 /// The user's memslots of every address space, in the order of slot numbers.
 pub(super) fn memslots(vm: &Object<'_>) -> Result<Vec<Memslot>, GuestError> {
     let spaces = vm.get("memslots")?;
     let count = spaces
         .array_len()
-        .ok_or_else(|| damaged(&spaces, "it is not an array"))?;
+        .filter(|spaces| *spaces <= MAX_SPACES)
+        .ok_or_else(|| damaged(&spaces, "it is not an array of a few address spaces"))?;
     let mut found = Vec::new();
     for space in 0..count {
         let Some(set) = vm.follow_opt(&format!("memslots[{space}]"))? else {

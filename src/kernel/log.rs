@@ -13,7 +13,8 @@ use super::{KernelError, VmcoreInfo};
 
 /// The longest record that is read; longer ones are cut. The kernel's own limit is 1024 or 2048.
 const MAX_TEXT: usize = 2048;
-/// Records of the old log that are gone over, at most.
+/// Records of the ring that are looked at, and of the old log: as many as 32 MiB of log hold.
+const MAX_RECORDS: u64 = 1 << 20;
 const MAX_OLD_RECORDS: usize = 1 << 20;
 /// `desc_state` in the two upper bits of `state_var`: written, and written for good.
 const COMMITTED: u64 = 1;
@@ -127,7 +128,7 @@ impl Log<'_> {
         // A record that the dump does not hold costs that record, not the log.
         let mut lost = None;
         let mut records = VecDeque::new();
-        for back in 0..1u64 << count_bits {
+        for back in 0..MAX_RECORDS.min(1 << count_bits) {
             if records.len() >= most {
                 break;
             }

@@ -26,6 +26,10 @@ const NO_EXECUTE: u64 = 1 << 63;
 /// Tables that may be met again in a walk: mappings of one hugetlbfs file share theirs
 /// (`huge_pmd_share` of Linux mm/hugetlb.c), one for each GiB; nothing else does.
 const MAX_AGAIN: u64 = 4096;
+/// How often large pages may map all of memory in one walk: files of huge pages can be mapped many
+/// times, and so can the huge page of zeros. And what a small machine may map.
+const MAX_SHARED: u64 = 16;
+const MIN_LARGE: u64 = 1 << 22;
 /// A look at one address passes at most five tables, and need not remember them.
 const UNWATCHED: u64 = 16;
 
@@ -144,6 +148,7 @@ impl<'k> AddressSpace<'k> {
             tables: 0,
             seen: HashSet::new(),
             again: 0,
+            large_pages: 0,
             visit: &mut visit,
         };
         if start < end {
@@ -218,6 +223,8 @@ struct Walk<'w, 'k, V> {
     /// Frames of the tables met, but for the first [`UNWATCHED`].
     seen: HashSet<u64>,
     again: u64,
+    /// Page frames that large entries map.
+    large_pages: u64,
     visit: &'w mut V,
 }
 
@@ -265,6 +272,9 @@ impl<V: FnMut(Mapping) -> ControlFlow<()>> Walk<'_, '_, V> {
                 continue;
             } else if last && raw & (PRESENT | PROTNONE) != 0 || large && raw & LARGE != 0 {
                 // A large page that is being split has LARGE, and neither of the others.
+                if !last {
+                    self.watch_large(span, va)?;
+                }
                 let entry = Entry::Present(self.present(raw, span));
                 (self.visit)(Mapping {
                     va,
@@ -315,6 +325,24 @@ impl<V: FnMut(Mapping) -> ControlFlow<()>> Walk<'_, '_, V> {
                 self.again,
                 self.tables,
                 kernel.phys_to_virt(table)
+            ),
+        })
+    }
+
+    /// Ends a walk whose large entries, eight bytes each, map memory that is not there.
+    fn watch_large(&mut self, span: u64, va: u64) -> Result<(), KernelError> {
+        self.large_pages = self.large_pages.saturating_add(span / PAGE_SIZE);
+        let kernel = self.space.kernel;
+        let memory = kernel.memory().max_pfn();
+        if self.large_pages <= (memory * MAX_SHARED).max(MIN_LARGE) {
+            return Ok(());
+        }
+        Err(KernelError::Damaged {
+            what: "page table",
+            addr: kernel.phys_to_virt(self.space.top),
+            detail: format!(
+                "up to {va:#x}, large pages map {} page frames of the {memory} that there are",
+                self.large_pages
             ),
         })
     }

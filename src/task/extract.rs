@@ -333,22 +333,22 @@ impl<'k> Extraction<'_, 'k> {
         super::holders::foreign_mappings(self);
         super::socket::missing_peers(self);
         // Parents before children, in the order of the set.
-        let pids: Vec<i32> = self.out.processes.iter().map(|p| p.pid).collect();
         let parents: HashMap<i32, i32> =
             self.out.processes.iter().map(|p| (p.pid, p.ppid)).collect();
         let depth = |pid: i32| {
             let mut at = pid;
             let mut depth = 0;
+            // Damaged parents may go in a circle.
             while let Some(parent) = parents.get(&at)
-                && pids.contains(parent)
-                && depth <= pids.len()
+                && parents.contains_key(parent)
+                && depth <= parents.len()
             {
                 at = *parent;
                 depth += 1;
             }
             depth
         };
-        self.out.processes.sort_by_key(|p| depth(p.pid));
+        self.out.processes.sort_by_cached_key(|p| depth(p.pid));
         self.out.fidelity.dedup();
     }
 
@@ -399,7 +399,9 @@ impl<'k> Extraction<'_, 'k> {
 
     /// Files that an epoll instance watches and no descriptor is left of.
     fn watched_files(&mut self) {
-        loop {
+        /// Instances that watch each other: EP_MAX_NESTS is 4.
+        const MOST: usize = 8;
+        for _ in 0..MOST {
             let missing: Vec<u64> = self
                 .out
                 .files

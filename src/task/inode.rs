@@ -211,48 +211,58 @@ fn follows(run: &PageRun, content: PageContent) -> bool {
 }
 
 /// Joins two sets of runs of one file; where both have a page, `first` counts.
-pub(super) fn merge(first: Vec<PageRun>, mut second: Vec<PageRun>) -> Vec<PageRun> {
+///
+/// By runs and not by pages: what is missing of a sparse file may be a run of petabytes.
+pub(super) fn merge(mut first: Vec<PageRun>, mut second: Vec<PageRun>) -> Vec<PageRun> {
     if second.is_empty() {
         return first;
     }
+    first.sort_by_key(|r| r.start);
     second.sort_by_key(|r| r.start);
     let mut out = Runs::default();
-    let mut a = pages_of(&first).peekable();
-    let mut b = pages_of(&second).peekable();
-    let mut last = None;
+    let (mut a, mut b) = (first.into_iter(), second.into_iter());
+    let (mut next_a, mut next_b) = (a.next(), b.next());
+    // All pages below are told.
+    let mut at = 0;
     loop {
-        let take_a = match (a.peek(), b.peek()) {
-            (Some((x, _)), Some((y, _))) => x <= y,
-            (Some(_), None) => true,
-            (None, Some(_)) => false,
-            (None, None) => break,
+        let (run, until) = match (next_a, next_b) {
+            (None, None) => return out.0,
+            (Some(x), None) => (x, u64::MAX),
+            (None, Some(y)) => (y, u64::MAX),
+            (Some(x), Some(y)) if x.start <= y.start => (x, u64::MAX),
+            (Some(x), Some(y)) => (y, x.start),
         };
-        let Some((start, content)) = (if take_a { a.next() } else { b.next() }) else {
-            break;
-        };
-        if last != Some(start) {
-            out.push(start, content);
-            last = Some(start);
+        let from_a = next_a.is_some_and(|x| next_b.is_none_or(|y| x.start <= y.start));
+        let piece = behind(run, at);
+        let count = piece.count.min(until.saturating_sub(piece.start) / PAGE);
+        if count > 0 {
+            out.push_many(piece.start, count, piece.content);
+            at = piece.start.saturating_add(count.saturating_mul(PAGE));
+        }
+        let rest = Some(behind(piece, at)).filter(|rest| rest.count > 0 && count > 0);
+        if from_a {
+            next_a = rest.or_else(|| a.next());
+        } else {
+            next_b = rest.or_else(|| b.next());
         }
     }
-    out.0
 }
 
-/// The pages of runs one by one.
-fn pages_of(runs: &[PageRun]) -> impl Iterator<Item = (u64, PageContent)> + '_ {
-    runs.iter().flat_map(|run| {
-        (0..run.count).map(move |i| {
-            let content = match run.content {
-                PageContent::Frame(pfn) => PageContent::Frame(pfn.wrapping_add(i)),
-                PageContent::Swap { area, offset } => PageContent::Swap {
-                    area,
-                    offset: offset.wrapping_add(i),
-                },
-                other => other,
-            };
-            (run.start.wrapping_add(i.wrapping_mul(PAGE)), content)
-        })
-    })
+/// What of a run stands from byte offset `at` on.
+fn behind(run: PageRun, at: u64) -> PageRun {
+    let skipped = (at.saturating_sub(run.start)).div_ceil(PAGE).min(run.count);
+    PageRun {
+        start: run.start.saturating_add(skipped.saturating_mul(PAGE)),
+        count: run.count - skipped,
+        content: match run.content {
+            PageContent::Frame(pfn) => PageContent::Frame(pfn.wrapping_add(skipped)),
+            PageContent::Swap { area, offset } => PageContent::Swap {
+                area,
+                offset: offset.wrapping_add(skipped),
+            },
+            other => other,
+        },
+    }
 }
 
 #[cfg(test)]
@@ -273,6 +283,31 @@ mod tests {
         let mapped = vec![run(0x3000, 1, 0x12), run(0x2000, 1, 0x11)];
         let merged = merge(tagged, mapped);
         assert_eq!(merged, [run(0x1000, 3, 0x10), run(0x8000, 1, 0x80)]);
+    }
+
+    #[test]
+    fn runs_that_overlap_are_cut_and_not_counted() {
+        let missing = PageRun {
+            start: 0,
+            count: 1 << 50,
+            content: PageContent::Filtered,
+        };
+        let merged = merge(vec![run(0x3000, 2, 0x30), run(0x8000, 1, 0x80)], vec![missing]);
+        let starts: Vec<(u64, u64)> = merged.iter().map(|r| (r.start, r.count)).collect();
+        assert_eq!(
+            starts,
+            [
+                (0, 3),
+                (0x3000, 2),
+                (0x5000, 3),
+                (0x8000, 1),
+                (0x9000, (1 << 50) - 9)
+            ]
+        );
+        // Pages that several runs of one set have are told once, as the first has them.
+        let twice = vec![run(0x1000, 4, 0x10), run(0x2000, 4, 0x90)];
+        let merged = merge(Vec::new(), twice);
+        assert_eq!(merged, [run(0x1000, 4, 0x10), run(0x5000, 1, 0x93)]);
     }
 
     #[test]

@@ -33,6 +33,12 @@ pub(super) enum CachePlace {
     Swap { area: u32, offset: u64 },
 }
 
+/// Pages of a file, in memory and in swap, are at most this many times those of memory; and what a
+/// small machine may have.
+const MAX_SWAPPED: u64 = 16;
+const MIN_PAGES: u64 = 1 << 22;
+/// The largest entry is that of a page of 1 GiB, of shift 18: a node's below may have sixteen slots.
+const MAX_SHIFT: u64 = 18;
 /// Slots of an `xa_node`.
 const SLOTS: u64 = 64;
 /// PAGECACHE_TAG_DIRTY and PAGECACHE_TAG_WRITEBACK: marks 0 and 1.
@@ -66,6 +72,12 @@ pub(super) fn pages(
         // factor is for the tree's depth and for swapped pages, which nrpages
         // does not count.
         nodes_left: 64 << 20,
+        pages_left: frames
+            .kernel
+            .memory()
+            .max_pfn()
+            .saturating_mul(MAX_SWAPPED)
+            .max(MIN_PAGES),
         out: Vec::new(),
     };
     let head = mapping.ptr("i_pages.xa_head")?;
@@ -95,11 +107,20 @@ struct Walk<'a, 'k> {
     /// folio_batch as well.
     multi_index: bool,
     nodes_left: u64,
+    /// A large entry stands for many pages, so these are counted too.
+    pages_left: u64,
     out: Vec<CachedPages>,
 }
 
+/// The node that refers to another, its shift, and in which slot it does.
+struct Above {
+    node: u64,
+    shift: u64,
+    slot: u64,
+}
+
 impl Walk<'_, '_> {
-    fn node(&mut self, at: u64, first: u64, above: Option<u64>) -> Result<(), KernelError> {
+    fn node(&mut self, at: u64, first: u64, above: Option<Above>) -> Result<(), KernelError> {
         let damaged = |detail: String| KernelError::Damaged {
             what: "xa_node of a page cache",
             addr: at,
@@ -111,10 +132,18 @@ impl Walk<'_, '_> {
             .ok_or_else(|| damaged("the tree has no end".into()))?;
         let node = self.frames.kernel.object("xa_node", at)?;
         let shift = node.u("shift")?;
-        if shift > 60 || shift % 6 != 0 || above.is_some_and(|a| shift + 6 != a) {
-            return Err(damaged(format!(
-                "its shift is {shift}, below a node of {above:?}"
-            )));
+        if shift > 60 || shift % 6 != 0 {
+            return Err(damaged(format!("its shift is {shift}")));
+        }
+        // Each node must know its place, so that none is met twice.
+        if let Some(above) = above {
+            let (parent, offset) = (node.ptr("parent")?, node.u("offset")?);
+            if parent != above.node || offset != above.slot || shift + 6 != above.shift {
+                return Err(damaged(format!(
+                    "parent {parent:#x} slot {offset} shift {shift}, reached from {:#x} slot {} shift {}",
+                    above.node, above.slot, above.shift
+                )));
+            }
         }
         let slots = words(&node.get("slots")?.bytes()?);
         let marks = words(&node.get("marks")?.bytes()?);
@@ -136,8 +165,20 @@ impl Walk<'_, '_> {
             if entry != 0 && (self.wanted != Wanted::Unwritten || is_marked) {
                 let index = first.wrapping_add(slot << shift);
                 match inner_node(entry) {
-                    Some(child) if shift > 0 => self.node(child, index, Some(shift))?,
+                    Some(child) if shift > 0 => {
+                        let above = Above {
+                            node: at,
+                            shift,
+                            slot,
+                        };
+                        self.node(child, index, Some(above))?;
+                    }
                     Some(_) => return Err(damaged(format!("slot {slot} of a leaf is a node"))),
+                    None if shift > MAX_SHIFT => {
+                        return Err(damaged(format!(
+                            "slot {slot} of a node of shift {shift} is a page"
+                        )));
+                    }
                     None => self.leaf(entry, index, span << shift)?,
                 }
             }
@@ -147,6 +188,20 @@ impl Walk<'_, '_> {
     }
 
     fn leaf(&mut self, entry: u64, index: u64, span: u64) -> Result<(), KernelError> {
+        let pages = match self.huge_order {
+            0 => span,
+            order => 1 << order.min(18),
+        };
+        self.pages_left =
+            self.pages_left
+                .checked_sub(pages)
+                .ok_or_else(|| KernelError::Damaged {
+                    what: "address_space.i_pages",
+                    addr: entry,
+                    detail: format!(
+                        "up to index {index:#x} it has more pages than memory and swap hold"
+                    ),
+                })?;
         if entry & 1 != 0 {
             let value = entry >> 1;
             if self.wanted == Wanted::All && self.holds_swap {

@@ -12,6 +12,10 @@ const READ: u64 = 1;
 const WRITE: u64 = 2;
 /// Most buffers of a pipe. `fs.pipe-max-size` may be raised to 2^31 bytes.
 const MAX_BUFFERS: u64 = 1 << 19;
+/// Most bytes in one buffer, a folio's, and in a whole pipe: `fs.pipe-max-size` is 1 MiB unless
+/// raised.
+const MAX_BUFFER: u64 = 2 << 20;
+const MAX_CONTENT: u64 = 64 << 20;
 
 /// Which end of which pipe a file is; the pipe is added to the extraction.
 pub(super) fn kind(
@@ -57,9 +61,14 @@ fn read(kernel: &Kernel, id: ObjectId) -> Result<Pipe, KernelError> {
         let slot = tail.wrapping_add(i) & (ring - 1);
         let buffer = kernel.object("pipe_buffer", bufs.wrapping_add(slot * size))?;
         let (offset, len) = (buffer.u("offset")?, buffer.u("len")?);
-        if offset >= 1 << 30 || len > 1 << 30 {
+        if offset >= MAX_BUFFER || len > MAX_BUFFER {
             return Err(damaged(format!(
                 "buffer {slot} holds {len} bytes at {offset}"
+            )));
+        }
+        if content.len() as u64 + len > MAX_CONTENT {
+            return Err(damaged(format!(
+                "its first {i} of {full} buffers hold more than {MAX_CONTENT} bytes"
             )));
         }
         let pfn = kernel.page_to_pfn(buffer.ptr("page")?)?;

@@ -12,6 +12,8 @@ const PGID: u64 = 2;
 const SID: u64 = 3;
 /// Most descriptors of a process: `fs.nr_open`'s upper bound (sysctl_nr_open_max).
 const MAX_FDS: u64 = 1 << 31;
+/// Most of them that are open. `fs.nr_open` is 2²⁰ unless raised.
+const MAX_OPEN: usize = 1 << 22;
 /// Most resource limits: RLIM_NLIMITS is 16.
 const MAX_RLIMITS: u64 = 64;
 
@@ -220,7 +222,9 @@ fn descriptors(
     };
     let table = files.follow("fdt")?;
     let max = table.u("max_fds")?;
-    if max > MAX_FDS {
+    // The array of pointers to files alone must have had room in memory.
+    let fits = max / 512 <= x.kernel.memory().max_pfn();
+    if max > MAX_FDS || !fits {
         return Err(KernelError::Damaged {
             what: "fdtable",
             addr: table.addr(),
@@ -245,6 +249,13 @@ fn descriptors(
             let file = x.kernel.read_u64(array.wrapping_add(number * 8))?;
             if file == 0 {
                 continue;
+            }
+            if out.len() >= MAX_OPEN {
+                return Err(KernelError::Damaged {
+                    what: "fdtable",
+                    addr: table.addr(),
+                    detail: format!("open_fds has more than {MAX_OPEN} bits of {max} set"),
+                });
             }
             out.push(Fd {
                 fd: i32::try_from(number).unwrap_or(i32::MAX),

@@ -16,7 +16,9 @@ use crate::kernel::{AddressSpace, Entry, KernelError, Mapping, Object, container
 /// Bytes in a page.
 const PAGE: u64 = 4096;
 /// Most VMAs of a process; `vm.max_map_count` is 65530 unless raised.
-const MAX_VMAS: usize = 16 << 20;
+const MAX_VMAS: usize = 1 << 20;
+/// Most pages of the vDSO, of which it has two to four.
+const MAX_VDSO: usize = 64;
 
 /// `vm_flags`. Linux include/linux/mm.h.
 const VM_SHARED: u64 = 0x8;
@@ -61,19 +63,40 @@ pub(super) fn areas<'k>(mm: &Object<'k>) -> Result<Vec<Object<'k>>, KernelError>
     if mm.has("mm_mt") {
         return containers::maple_tree(&mm.get("mm_mt")?)?
             .into_iter()
-            .map(|(_, _, entry)| kernel.object("vm_area_struct", entry))
+            .map(|(first, last, entry)| {
+                let area = kernel.object("vm_area_struct", entry)?;
+                // Else one area could stand at many places of the tree, and be walked each time.
+                let (start, end) = (area.u("vm_start")?, area.u("vm_end")?);
+                if start == first && end.wrapping_sub(1) == last {
+                    return Ok(area);
+                }
+                Err(KernelError::Damaged {
+                    what: "vm_area_struct",
+                    addr: entry,
+                    detail: format!(
+                        "it spans {start:#x} to {end:#x}, and stands in mm_mt for {first:#x} to {last:#x}"
+                    ),
+                })
+            })
             .collect();
     }
     let mut out = Vec::new();
     let mut next = mm.follow_opt("mmap")?;
+    let mut end = 0;
     while let Some(area) = next {
-        if out.len() >= MAX_VMAS {
+        let start = area.u("vm_start")?;
+        if out.len() >= MAX_VMAS || start < end {
             return Err(KernelError::Damaged {
                 what: "mm_struct.mmap",
-                addr: mm.addr(),
-                detail: format!("more than {MAX_VMAS} areas"),
+                addr: area.addr(),
+                detail: format!(
+                    "its {} areas before this one end at {end:#x}, and it begins at {start:#x}",
+                    out.len()
+                ),
             });
         }
+        // Not empty, so that the list gets on.
+        end = area.u("vm_end")?.max(start.saturating_add(1));
         next = area.follow_opt("vm_next")?;
         out.push(area);
     }
@@ -135,6 +158,9 @@ impl<'k> Reader<'_, 'k> {
         let data = self.vdso_image.as_ref().and_then(|i| i.ptr("data").ok());
         let mut pages = Vec::new();
         for (index, at) in (start..end).step_by(4096).enumerate() {
+            if index >= MAX_VDSO {
+                return Vec::new();
+            }
             let place = data.map(|data| data.wrapping_add(index as u64 * PAGE));
             let Some(frame) = place.and_then(|va| x.kernel.virt_to_phys(va).ok()) else {
                 return Vec::new();

@@ -46,7 +46,12 @@ pub fn run(input: &[u8]) {
 
 /// The input is the notes of an ELF dump; if it has a VMCOREINFO, a kernel is looked for by it.
 pub fn run_notes(input: &[u8]) {
-    let Some(dump) = open(&synth::elf_file(input, &[])) else {
+    let memory = synth::Segment {
+        addr: 0,
+        memory: 4096,
+        data: vec![0; 4096],
+    };
+    let Some(dump) = open(&synth::elf_file(input, &[memory])) else {
         return;
     };
     for note in dump.cpu_notes() {
