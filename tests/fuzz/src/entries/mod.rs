@@ -90,7 +90,8 @@ pub const NOTES: Entry = Entry {
     name: "notes",
     run: dump::run_notes,
     seeds: dump::notes_seeds,
-    memory: (8 << 20, 16),
+    // A note may lead to any kallsyms.
+    memory: KALLSYMS.memory,
 };
 
 /// An ELF dump.
