@@ -85,7 +85,7 @@ fn parts_in_any_order_are_one_dump() {
             .map(|_| noise.below(FRAMES as u64 + 1) as usize)
             .collect();
         cuts.sort_unstable();
-        let version = 2 + (round as i32) % 5;
+        let version = 2 + round % 5;
         let mut parts = parts(&machine, &cuts, version, &mut noise);
         if round % 2 == 0 {
             parts.reverse();

@@ -21,7 +21,9 @@ fn every_case_ends_within_its_bounds() {
     for entry in entries::ENTRIES {
         let mut inputs = (entry.seeds)();
         assert!(!inputs.is_empty(), "{}: no seeds", entry.name);
-        let found = std::fs::read_dir(root.join(entry.name)).into_iter().flatten();
+        let found = std::fs::read_dir(root.join(entry.name))
+            .into_iter()
+            .flatten();
         for file in found {
             let path = file.unwrap().path();
             inputs.push((path.display().to_string(), std::fs::read(path).unwrap()));

@@ -103,12 +103,7 @@ fn search(image: &[u8], start: u64) -> Option<Places> {
 }
 
 /// The tables, if what stands at `base_at` is kallsyms' relative base.
-fn tables_around(
-    image: &[u8],
-    start: u64,
-    base_at: usize,
-    budget: &mut usize,
-) -> Option<Places> {
+fn tables_around(image: &[u8], start: u64, base_at: usize, budget: &mut usize) -> Option<Places> {
     let count_at = base_at + 8;
     let count = le32(image, count_at).filter(|count| COUNTS.contains(count))? as usize;
     let offsets_at = base_at.checked_sub((count * 4).next_multiple_of(8))?;

@@ -29,7 +29,10 @@ impl Circle {
     fn step(&mut self, node: u64) -> Result<(), KernelError> {
         self.steps += 1;
         let detail = if node == self.mark {
-            format!("after {} entries it goes in a circle, at {node:#x}", self.steps)
+            format!(
+                "after {} entries it goes in a circle, at {node:#x}",
+                self.steps
+            )
         } else if self.steps > MAX_LEN {
             format!("it has more than {MAX_LEN} entries, at {node:#x}")
         } else {

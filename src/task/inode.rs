@@ -292,7 +292,10 @@ mod tests {
             count: 1 << 50,
             content: PageContent::Filtered,
         };
-        let merged = merge(vec![run(0x3000, 2, 0x30), run(0x8000, 1, 0x80)], vec![missing]);
+        let merged = merge(
+            vec![run(0x3000, 2, 0x30), run(0x8000, 1, 0x80)],
+            vec![missing],
+        );
         let starts: Vec<(u64, u64)> = merged.iter().map(|r| (r.start, r.count)).collect();
         assert_eq!(
             starts,

@@ -33,7 +33,8 @@ fn judge(call: &str, fd: i32, offset: i64, len: usize, round: i64) {
     let Some(size) = size else { return };
     let size = (size + round - 1) / round * round;
     let inside = offset >= 0
-        && i64::try_from(len).is_ok_and(|len| offset.checked_add(len).is_some_and(|end| end <= size));
+        && i64::try_from(len)
+            .is_ok_and(|len| offset.checked_add(len).is_some_and(|end| end <= size));
     // Files of /proc say that they are empty.
     if !inside && size > 0 {
         let mut all = OUTSIDE.lock().unwrap_or_else(|e| e.into_inner());
@@ -68,5 +69,7 @@ unsafe extern "C" fn mmap64(
         judge("mmap", fd, offset, len, 4096);
     }
     // SAFETY: the caller vouches for what it asks, as to mmap.
-    unsafe { libc::syscall(libc::SYS_mmap, addr, len, prot, flags, fd, offset) as *mut libc::c_void }
+    unsafe {
+        libc::syscall(libc::SYS_mmap, addr, len, prot, flags, fd, offset) as *mut libc::c_void
+    }
 }

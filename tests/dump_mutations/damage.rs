@@ -58,7 +58,9 @@ fn set(bytes: &mut [u8], field: Field, sound: &[u8], fields: &[Field], noise: &m
         1 => 1,
         2 => most - noise.below(4),
         3 => (most >> 1).wrapping_add(noise.below(3)).wrapping_sub(1),
-        4 => (1u64 << noise.below(u64::from(bits))).wrapping_add(noise.below(3)).wrapping_sub(1),
+        4 => (1u64 << noise.below(u64::from(bits)))
+            .wrapping_add(noise.below(3))
+            .wrapping_sub(1),
         5 => old.wrapping_add(1 + noise.below(8)),
         6 => old.wrapping_sub(1 + noise.below(8)),
         7 => old.wrapping_mul(1 + noise.below(64)),

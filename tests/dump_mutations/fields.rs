@@ -66,7 +66,12 @@ fn elf(bytes: &[u8]) -> Vec<(usize, usize)> {
         found.extend((8..56).step_by(8).map(|field| (at + field, 8)));
         if half(bytes, at) == 4 {
             let start = word(bytes, at + 8) as usize;
-            notes(bytes, start, start + word(bytes, at + 32) as usize, &mut found);
+            notes(
+                bytes,
+                start,
+                start + word(bytes, at + 32) as usize,
+                &mut found,
+            );
         }
     }
     found
@@ -91,7 +96,12 @@ fn kdump(bytes: &[u8]) -> Vec<(usize, usize)> {
     found.extend((16..104).step_by(8).map(|field| (sub + field, 8)));
     if version >= 4 {
         let start = word(bytes, sub + 48) as usize;
-        notes(bytes, start, start + word(bytes, sub + 56) as usize, &mut found);
+        notes(
+            bytes,
+            start,
+            start + word(bytes, sub + 56) as usize,
+            &mut found,
+        );
     }
     let bitmap = (1 + half(bytes, 432)) * 4096;
     let blocks = half(bytes, 436);
@@ -100,7 +110,10 @@ fn kdump(bytes: &[u8]) -> Vec<(usize, usize)> {
         let at = bitmap + block * 4096;
         found.extend([(at, 1), (at + 1, 1), (at, 4), (at + 4092, 4)]);
         if block >= blocks / 2 {
-            stored += bytes[at..at + 4096].iter().map(|b| b.count_ones() as usize).sum::<usize>();
+            stored += bytes[at..at + 4096]
+                .iter()
+                .map(|b| b.count_ones() as usize)
+                .sum::<usize>();
         }
     }
     let table = bitmap + blocks * 4096;
@@ -109,7 +122,11 @@ fn kdump(bytes: &[u8]) -> Vec<(usize, usize)> {
         found.extend([(at, 8), (at + 8, 4), (at + 12, 4), (at + 16, 8)]);
         let data = word(bytes, at) as usize;
         // The page's own first and last bytes: a stream's header and its check sum.
-        found.extend([(data, 1), (data + 1, 4), (data + half(bytes, at + 8) - 4, 4)]);
+        found.extend([
+            (data, 1),
+            (data + 1, 4),
+            (data + half(bytes, at + 8) - 4, 4),
+        ]);
     }
     found
 }

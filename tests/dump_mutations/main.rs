@@ -215,7 +215,10 @@ fn mutated_dumps_end_in_an_answer_or_an_error() {
     let single = std::env::var("VMRESTORE_MUTATION").ok();
     if let Some((name, case)) = single.as_deref().and_then(|s| s.rsplit_once(':')) {
         // Its place is in its seed, so the others stay.
-        let place = bases.iter().position(|base| base.name == name).expect("a base");
+        let place = bases
+            .iter()
+            .position(|base| base.name == name)
+            .expect("a base");
         start = case.parse::<usize>().unwrap() * bases.len() + place;
         each = start / bases.len() + 1;
     }
@@ -282,7 +285,12 @@ fn every_truncation_ends_in_an_answer_or_an_error() {
         // Each byte of the first headers, around each field, and each 61st elsewhere.
         let mut cuts: Vec<usize> = (0..700).chain((0..len).step_by(61)).collect();
         for field in &base.fields {
-            cuts.extend([field.at.saturating_sub(1), field.at, field.at + 1, field.at + field.width]);
+            cuts.extend([
+                field.at.saturating_sub(1),
+                field.at,
+                field.at + 1,
+                field.at + field.width,
+            ]);
         }
         cuts.retain(|&cut| cut < len);
         cuts.sort_unstable();

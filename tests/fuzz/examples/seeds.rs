@@ -21,8 +21,18 @@ fn main() -> Outcome<()> {
         let dump = Arc::new(Dump::open(dump.as_ref())?);
         let info = dump.vmcoreinfo().ok_or("the dump has no note")?.to_owned();
         let kernel = Kernel::open(dump.clone(), &info)?;
-        write(&root, "btf", "real_vmlinux", &[&[0], &*btf(&kernel)?].concat())?;
-        write(&root, "btf", "real_kvm", &[&[1], &*module_btf(&kernel)?].concat())?;
+        write(
+            &root,
+            "btf",
+            "real_vmlinux",
+            &[&[0], &*btf(&kernel)?].concat(),
+        )?;
+        write(
+            &root,
+            "btf",
+            "real_kvm",
+            &[&[1], &*module_btf(&kernel)?].concat(),
+        )?;
         write(&root, "kallsyms", "real", &kallsyms(&kernel)?)?;
     }
     Ok(())
@@ -93,7 +103,11 @@ fn module_btf(kernel: &Kernel) -> Outcome<Vec<u8>> {
 /// An image of the real tokens and a few hundred real names around `_stext`.
 fn kallsyms(kernel: &Kernel) -> Outcome<Vec<u8>> {
     let info = kernel.vmcoreinfo();
-    let at = |name: &str| info.symbol(name)?.ok_or(format!("no {name}")).map_err(Box::<dyn std::error::Error>::from);
+    let at = |name: &str| {
+        info.symbol(name)?
+            .ok_or(format!("no {name}"))
+            .map_err(Box::<dyn std::error::Error>::from)
+    };
     let bytes = |from: u64, len: usize| -> Outcome<Vec<u8>> {
         let mut bytes = vec![0; len];
         kernel.read(from, &mut bytes)?;

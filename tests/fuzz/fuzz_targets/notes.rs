@@ -1,3 +1,6 @@
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|input: &[u8]| vmrestore_fuzz::run(&vmrestore_fuzz::entries::NOTES, input));
+libfuzzer_sys::fuzz_target!(|input: &[u8]| vmrestore_fuzz::run(
+    &vmrestore_fuzz::entries::NOTES,
+    input
+));

@@ -52,7 +52,11 @@ pub fn seeds() -> Vec<(String, Vec<u8>)> {
     let (mut types, numbers) = world::types();
     let mut own = Types::split(&types);
     own.structure("gadget", 16, &[("links", numbers.list_head, 0, 0)]);
-    own.structure("bits", 8, &[("low", numbers.u64, 0, 3), ("high", numbers.u64, 3, 61)]);
+    own.structure(
+        "bits",
+        8,
+        &[("low", numbers.u64, 0, 3), ("high", numbers.u64, 3, 61)],
+    );
     types.forward("gadget");
     vec![
         ("world".into(), [&[0], types.blob().as_slice()].concat()),

@@ -62,7 +62,10 @@ pub fn run_notes(input: &[u8]) {
     {
         super::ask::symbols(&kernel, &["_stext", "_end", "vmemmap_base"]);
         super::ask::types(&kernel, &["item", "maple_node", "list_head"]);
-        let _ = (kernel.page_to_pfn(0xffff_d900_0000_0000), kernel.modules().is_ok());
+        let _ = (
+            kernel.page_to_pfn(0xffff_d900_0000_0000),
+            kernel.modules().is_ok(),
+        );
     }
 }
 
@@ -109,7 +112,10 @@ pub fn elf_seeds() -> Vec<(String, Vec<u8>)> {
     let mut sparse = machine.clone();
     sparse.slots.truncate(3);
     sparse.qemu = false;
-    vec![named("machine", machine.elf()), named("sparse", sparse.elf())]
+    vec![
+        named("machine", machine.elf()),
+        named("sparse", sparse.elf()),
+    ]
 }
 
 pub fn kdump_seeds() -> Vec<(String, Vec<u8>)> {
@@ -121,7 +127,10 @@ pub fn kdump_seeds() -> Vec<(String, Vec<u8>)> {
             store: synth::store_mixed,
             ..Kdump::default()
         };
-        seeds.push(named(&format!("version_{version}"), machine.kdump(options, &mut noise)));
+        seeds.push(named(
+            &format!("version_{version}"),
+            machine.kdump(options, &mut noise),
+        ));
     }
     seeds
 }
@@ -136,7 +145,10 @@ pub fn flattened_seeds() -> Vec<(String, Vec<u8>)> {
     vec![
         named("elf", flatten(&machine.elf(), 3000, true)),
         named("kdump", flatten(&kdump, 4096, true)),
-        named("unpadded", synth::flatten_without_padding(&kdump, machine.slots.len())),
+        named(
+            "unpadded",
+            synth::flatten_without_padding(&kdump, machine.slots.len()),
+        ),
     ]
 }
 
@@ -151,7 +163,8 @@ pub fn notes_seeds() -> Vec<(String, Vec<u8>)> {
 pub fn page_seeds() -> Vec<(String, Vec<u8>)> {
     let mut noise = Noise(5);
     let mut seeds = Vec::new();
-    let stores: [(&str, fn(&[u8; PAGE], &mut Noise) -> (Vec<u8>, u32)); 4] = [
+    type Store = fn(&[u8; PAGE], &mut Noise) -> (Vec<u8>, u32);
+    let stores: [(&str, Store); 4] = [
         ("zlib", synth::store_zlib),
         ("lzo", synth::store_lzo),
         ("snappy", synth::store_snappy),
@@ -160,7 +173,10 @@ pub fn page_seeds() -> Vec<(String, Vec<u8>)> {
     for (name, store) in stores {
         for i in 0..6 {
             let (bytes, flags) = store(&noise.page(), &mut noise);
-            seeds.push(named(&format!("{name}_{i}"), [&[flags as u8], &*bytes].concat()));
+            seeds.push(named(
+                &format!("{name}_{i}"),
+                [&[flags as u8], &*bytes].concat(),
+            ));
         }
     }
     seeds

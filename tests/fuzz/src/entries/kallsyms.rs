@@ -24,7 +24,10 @@ pub fn run(input: &[u8]) {
         missing: Vec::new(),
     };
     if let Ok(kernel) = Kernel::open(Arc::new(memory), &note) {
-        ask::symbols(&kernel, &["_stext", "_end", "__start_BTF", "vmemmap_base", "none"]);
+        ask::symbols(
+            &kernel,
+            &["_stext", "_end", "__start_BTF", "vmemmap_base", "none"],
+        );
         ask::symbols(&kernel, &ask::names(&input[end..], 32));
     }
 }

@@ -21,7 +21,9 @@ impl PhysicalMemory for Arena {
         self.memory.read_physical(addr, buf)?;
         let input = self.input.lock().unwrap_or_else(PoisonError::into_inner);
         for (at, byte) in (addr..).zip(buf) {
-            let over = at.checked_sub(PLACE - DIRECT).and_then(|at| input.get(at as usize));
+            let over = at
+                .checked_sub(PLACE - DIRECT)
+                .and_then(|at| input.get(at as usize));
             *byte = over.copied().unwrap_or(*byte);
         }
         Ok(())
@@ -72,7 +74,11 @@ pub fn run_page_tables(input: &[u8]) {
     for va in [0, 0x1000, 0x7fff_ffff_f000, u64::MAX, end.wrapping_sub(1)] {
         let _ = space.translate(va);
         let _ = space.read(va, &mut [0; 5000]);
-        let _ = space.walk(va, va.wrapping_add(0x40_0000), |_| ControlFlow::Continue(()));
+        let _ = space.walk(
+            va,
+            va.wrapping_add(0x40_0000),
+            |_| ControlFlow::Continue(()),
+        );
     }
 }
 
@@ -86,9 +92,17 @@ pub fn run_containers(input: &[u8]) {
     };
     ends(containers::list(&at("list_head", 0), "item", "list"));
     ends(containers::hlist(&at("hlist_head", 16), "item", "hash"));
-    ends(containers::hlist_nulls(&at("hlist_nulls_head", 32), "item", "hash"));
+    ends(containers::hlist_nulls(
+        &at("hlist_nulls_head", 32),
+        "item",
+        "hash",
+    ));
     ends(containers::rbtree(&at("rb_root", 48), "item", "rb.node"));
-    ends(containers::rbtree(&at("rb_root_cached", 64), "item", "rb.node"));
+    ends(containers::rbtree(
+        &at("rb_root_cached", 64),
+        "item",
+        "rb.node",
+    ));
     let _ = containers::xarray(&at("xarray", 80));
     let _ = containers::idr(&at("idr", 96));
     let _ = containers::maple_tree(&at("maple_tree", 128));
@@ -109,7 +123,10 @@ pub fn page_table_seeds() -> Vec<(String, Vec<u8>)> {
         tiny.put(top, &words(&[table(1), 0, 0x8000_0000_0000_0000]));
         tiny.put(top + 0x1000, &words(&[table(2), 0x4000_00e7]));
         tiny.put(top + 0x2000, &words(&[table(3), 0x20_00e7, 0x1f_f1e6]));
-        tiny.put(top + 0x3000, &words(&[0x21_0067, 0, 0x21_1025, !0x3000 & 0x1f_fff0]));
+        tiny.put(
+            top + 0x3000,
+            &words(&[0x21_0067, 0, 0x21_1025, !0x3000 & 0x1f_fff0]),
+        );
     });
     vec![("tables".into(), tables)]
 }
