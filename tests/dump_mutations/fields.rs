@@ -119,6 +119,13 @@ fn kdump(bytes: &[u8]) -> Vec<(usize, usize)> {
     let table = bitmap + blocks * 4096;
     for i in 0..stored {
         let at = table + i * 24;
+        // A part of a split dump has bitmaps of the whole, and descriptors of its own pages alone.
+        let Some(desc) = bytes.get(at..at + 24) else {
+            break;
+        };
+        if word(desc, 0) + half(desc, 8) as u64 > bytes.len() as u64 || half(desc, 8) < 4 {
+            break;
+        }
         found.extend([(at, 8), (at + 8, 4), (at + 12, 4), (at + 16, 8)]);
         let data = word(bytes, at) as usize;
         // The page's own first and last bytes: a stream's header and its check sum.

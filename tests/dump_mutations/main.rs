@@ -17,15 +17,15 @@ mod synth;
 use std::fs::File;
 use std::os::fd::{AsRawFd, FromRawFd};
 use std::os::unix::fs::FileExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use fields::Field;
 use synth::exercise::exercise;
-use synth::{Kdump, Machine, Noise, PAGE, Slot, flatten, flatten_without_padding};
-use vmrestore::dump::Dump;
+use synth::{Kdump, Machine, Noise, PAGE, Slot, TempFile, flatten, flatten_without_padding};
+use vmrestore::dump::{Dump, OpenError};
 
 const CASES: usize = 200_000;
 /// The largest single allocation, for a file of at most 100 KiB; what is alive at once may be this
@@ -40,6 +40,18 @@ struct Base {
     name: String,
     bytes: Vec<u8>,
     fields: Vec<Field>,
+    /// Another part of the same split dump, which stays sound.
+    rest: Option<PathBuf>,
+}
+
+impl Base {
+    /// Opens the damaged file, with the other part of its dump.
+    fn open(&self, path: &Path) -> Result<Dump, OpenError> {
+        match &self.rest {
+            None => Dump::open(path),
+            Some(rest) => Dump::open_parts(&[path.to_owned(), rest.clone()]),
+        }
+    }
 }
 
 /// A machine of few pages that compress well, so that files are small and headers a good part.
@@ -60,11 +72,22 @@ fn machine(noise: &mut Noise) -> Machine {
 
 type Store = fn(&[u8; PAGE], &mut Noise) -> (Vec<u8>, u32);
 
-fn bases() -> Vec<Base> {
+/// Sound parts, in files that go with this.
+#[derive(Default)]
+struct Parts(Vec<TempFile>);
+
+impl Parts {
+    fn file(&mut self, bytes: &[u8]) -> PathBuf {
+        self.0.push(TempFile::new(bytes));
+        self.0[self.0.len() - 1].path().to_owned()
+    }
+}
+
+fn bases(parts: &mut Parts) -> Vec<Base> {
     let mut noise = Noise(77);
     let machine = machine(&mut noise);
     let mut bases = Vec::new();
-    let mut add = |name: String, bytes: Vec<u8>| {
+    let mut add = |name: String, bytes: Vec<u8>, rest: Option<PathBuf>| {
         assert!(bytes.len() < 100 << 10, "{name} has {} bytes", bytes.len());
         let fields = fields::fields(&bytes);
         assert!(fields.len() > 20, "{name}: {} fields", fields.len());
@@ -72,11 +95,12 @@ fn bases() -> Vec<Base> {
             name,
             bytes,
             fields,
+            rest,
         });
     };
     let elf = machine.elf();
-    add("flattened ELF".into(), flatten(&elf, 3000, true));
-    add("ELF".into(), elf);
+    add("flattened ELF".into(), flatten(&elf, 3000, true), None);
+    add("ELF".into(), elf, None);
     let stores: [(&str, Store); 6] = [
         ("raw", synth::store_raw),
         ("zlib", synth::store_zlib),
@@ -95,12 +119,33 @@ fn bases() -> Vec<Base> {
             let kdump = machine.kdump(options, &mut noise);
             if codec == "mixed" {
                 let flat = flatten(&kdump, 4096, true);
-                add(format!("flattened kdump {version}"), flat);
+                add(format!("flattened kdump {version}"), flat, None);
                 let flat = flatten_without_padding(&kdump, machine.slots.len());
-                add(format!("unpadded flattened kdump {version}"), flat);
+                add(format!("unpadded flattened kdump {version}"), flat, None);
             }
-            add(format!("kdump {version} {codec}"), kdump);
+            add(format!("kdump {version} {codec}"), kdump, None);
         }
+    }
+    // Split dumps came with version 2.
+    for version in 2..=6 {
+        let mut part = |from, to| {
+            let options = Kdump {
+                version,
+                part: Some((from, to)),
+                store: synth::store_mixed,
+                ..Kdump::default()
+            };
+            machine.kdump(options, &mut noise)
+        };
+        let (first, second) = (part(0, 11), part(11, machine.slots.len()));
+        let rest = parts.file(&second);
+        add(
+            format!("part 1, flattened, {version}"),
+            flatten(&first, 4096, true),
+            Some(rest),
+        );
+        let rest = parts.file(&first);
+        add(format!("part 2, {version}"), second, Some(rest));
     }
     bases
 }
@@ -152,17 +197,14 @@ impl Run {
         }
     }
 
-    fn one(&self, base: usize, case: usize, file: &File, path: &std::path::Path) {
-        let Base {
-            name,
-            bytes,
-            fields,
-        } = &self.bases[base];
+    fn one(&self, base: usize, case: usize, file: &File, path: &Path) {
+        let sound = &self.bases[base];
+        let name = &sound.name;
         let mut noise = Noise((base as u64) << 40 | case as u64);
-        let damaged = damage::damage(bytes, fields, case, &mut noise);
+        let damaged = damage::damage(&sound.bytes, &sound.fields, case, &mut noise);
         file.set_len(0).unwrap();
         file.write_all_at(&damaged, 0).unwrap();
-        let outcome = std::panic::catch_unwind(|| match Dump::open(path) {
+        let outcome = std::panic::catch_unwind(|| match sound.open(path) {
             Ok(dump) => {
                 exercise(&dump, &mut Noise(case as u64));
                 true
@@ -208,7 +250,8 @@ impl Run {
 
 #[test]
 fn mutated_dumps_end_in_an_answer_or_an_error() {
-    let bases = bases();
+    let mut parts = Parts::default();
+    let bases = bases(&mut parts);
     let mut start = 0;
     let total = std::env::var("VMRESTORE_MUTATIONS").map_or(CASES, |n| n.parse().unwrap());
     let mut each = total.div_ceil(bases.len());
@@ -280,7 +323,8 @@ fn mutated_dumps_end_in_an_answer_or_an_error() {
 fn every_truncation_ends_in_an_answer_or_an_error() {
     let file = memory_file();
     let path = PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()));
-    for base in bases() {
+    let mut parts = Parts::default();
+    for base in bases(&mut parts) {
         let len = base.bytes.len();
         // Each byte of the first headers, around each field, and each 61st elsewhere.
         let mut cuts: Vec<usize> = (0..700).chain((0..len).step_by(61)).collect();
@@ -300,7 +344,7 @@ fn every_truncation_ends_in_an_answer_or_an_error() {
         // From the longest on, the file need not be written again.
         for &cut in cuts.iter().rev() {
             file.set_len(cut as u64).unwrap();
-            if let Ok(dump) = Dump::open(&path) {
+            if let Ok(dump) = base.open(&path) {
                 exercise(&dump, &mut Noise(cut as u64));
             }
             let outside = bounds::file::outside();

@@ -1,5 +1,7 @@
 //! Does with a dump what vmrestore does, and asserts what must hold of any dump, however damaged.
 
+use std::ops::ControlFlow;
+
 use super::{Noise, PAGE};
 use vmrestore::dump::{Dump, PageState, PhysicalMemory};
 
@@ -41,6 +43,18 @@ pub fn exercise(dump: &Dump, noise: &mut Noise) {
             pfn.wrapping_mul(4096).wrapping_add(noise.below(4096)),
             &mut small,
         );
+    }
+    // Threads cost more than these few pages.
+    if noise.below(8) == 0 && counts.present < 1 << 12 {
+        let scan = dump.scan(|_| ControlFlow::Continue(())).unwrap();
+        let states = scan.states;
+        let read = states.present + states.corrupt + states.truncated;
+        assert_eq!(
+            read + states.filtered + states.not_ram,
+            dump.max_pfn(),
+            "{states:?} where {counts:?}"
+        );
+        assert_eq!(scan.corrupt.is_empty(), states.corrupt == 0);
     }
     for note in dump.cpu_notes() {
         assert!(note.prstatus.is_some() || note.qemu.is_some());
