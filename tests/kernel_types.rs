@@ -105,6 +105,31 @@ fn without_a_note_the_kernels_own_copy_is_found_and_not_a_guests() {
 }
 
 #[test]
+fn a_guests_note_that_leads_to_the_host_is_not_taken_for_the_hosts() {
+    let mut tiny = TinyKernel::new(false);
+    let (types, _) = world::types();
+    // The kernel says where its note is: in the direct map, at this place.
+    let own = 0x30_0000u64;
+    tiny.variable("vmcoreinfo_data", &words(&[DIRECT + own]));
+    let info = tiny.finish(&types, Encoding::AbsolutePercpu);
+    let page = |text: &str| {
+        let mut page = text.as_bytes().to_vec();
+        page.resize(4096, 0);
+        page
+    };
+    // A guest of the same build without address randomisation: every word fits the host, but what it
+    // says of paging and of its name.
+    let guests = info.replace("0.0.1-tiny", "0.0.1-same");
+    assert_ne!(guests, info);
+    tiny.put(0x8000, &page(&guests));
+    let alone = Kernel::discover(Arc::new(tiny.memory.clone())).unwrap_err();
+    assert!(alone.to_string().contains("a guest's?"), "{alone}");
+    tiny.put(own, &page(&info));
+    let kernel = Kernel::discover(Arc::new(tiny.memory.clone())).unwrap();
+    assert_eq!(kernel.release(), "0.0.1-tiny");
+}
+
+#[test]
 fn kallsyms_that_disagrees_with_the_note_is_refused() {
     let mut tiny = TinyKernel::new(false);
     let (types, _) = world::types();

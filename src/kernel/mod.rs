@@ -127,20 +127,46 @@ impl Kernel {
     }
 
     /// Finds the kernel in memory that came without a VMCOREINFO note, such as a dump that QEMU or
-    /// libvirt made of a machine without QEMU's vmcoreinfo device. Reads all of the memory.
+    /// libvirt made of a machine without QEMU's vmcoreinfo device. Reads all of the memory, if need
+    /// be.
+    ///
+    /// Guests of the machine have such notes too. A guest's note leads nowhere in the host's memory,
+    /// as a rule; but one of the same build at the same place leads to the *host's* kernel, with the
+    /// guest's word on paging and encryption. So a note counts only if the kernel that it leads to
+    /// calls that very page its own.
     pub fn discover(memory: Arc<dyn PhysicalMemory>) -> Result<Kernel, KernelError> {
-        // Guests have such pages too, and a host may have hundreds of guests.
+        // A host may have hundreds of guests.
         const MAX_NOTES: usize = 4096;
         let mut first_error = None;
-        for note in vmcoreinfo::search(&*memory).take(MAX_NOTES) {
-            match Kernel::open(Arc::clone(&memory), &note) {
-                Ok(kernel) => return Ok(kernel),
-                Err(error) => first_error = first_error.or(Some(error)),
-            }
+        for found in vmcoreinfo::search(&*memory).take(MAX_NOTES) {
+            let opened = Kernel::open(Arc::clone(&memory), &found.text)
+                .and_then(|kernel| kernel.owns_note(found.pfn).map(|owns| (kernel, owns)));
+            let error = match opened {
+                Ok((kernel, true)) => return Ok(kernel),
+                Ok((_, false)) => KernelError::Damaged {
+                    what: "VMCOREINFO",
+                    addr: found.pfn.saturating_mul(crate::dump::PAGE_SIZE),
+                    detail: "the kernel that it leads to has its own elsewhere: a guest's?".into(),
+                },
+                Err(error) => error,
+            };
+            first_error = first_error.or(Some(error));
         }
         Err(first_error.unwrap_or_else(|| KernelError::NoInfo {
             key: "OSRELEASE, as there is no such note, neither in the dump nor in memory".into(),
         }))
+    }
+
+    /// Whether the note that this kernel keeps ready is in this page frame. Linux
+    /// kernel/crash_core.c, `unsigned char *vmcoreinfo_data`, since commit 203e9e41219b ("kexec: move
+    /// vmcoreinfo out of the kernel's .bss section") (in v4.13).
+    fn owns_note(&self, pfn: u64) -> Result<bool, KernelError> {
+        let Some(variable) = self.vmlinux_symbol("vmcoreinfo_data") else {
+            // An older kernel; or one without CONFIG_KALLSYMS_ALL, which names no variables at all.
+            return Ok(true);
+        };
+        let page = self.virt_to_phys(self.read_u64(variable)?)?;
+        Ok(page / crate::dump::PAGE_SIZE == pfn)
     }
 
     /// Kernel release, as `uname -r` printed it. Empty if the note does not say.

@@ -6,7 +6,7 @@ use super::KernelError;
 use crate::dump::{PAGE_SIZE, PageState, PhysicalMemory};
 
 /// Pages read at once when the note is looked for.
-const BATCH: usize = 512;
+const BATCH: usize = 4096;
 
 /// The parsed note. Linux Documentation/admin-guide/kdump/vmcoreinfo.rst.
 #[derive(Clone, Debug, Default)]
@@ -74,33 +74,44 @@ impl VmcoreInfo {
     }
 }
 
+/// A page that looks like the one on which a kernel keeps its note's text.
+pub(super) struct Candidate {
+    /// Where it stands.
+    pub(super) pfn: u64,
+    pub(super) text: String,
+}
+
 /// Looks for the note's text in memory, where the kernel has kept it ready on a page of its own since
 /// it booted; gives each page that looks like it. Those of guests, whose memory is here too, look the
-/// same: only the host's leads to a kernel. Linux kernel/crash_core.c: `vmcoreinfo_data`.
-pub(super) fn search(memory: &dyn PhysicalMemory) -> impl Iterator<Item = String> {
+/// same. Linux kernel/crash_core.c: `vmcoreinfo_data`. Reads on all CPUs, all of the memory if need be.
+pub(super) fn search(memory: &dyn PhysicalMemory) -> impl Iterator<Item = Candidate> {
     let mut pages =
         (0..memory.max_pfn()).filter(|pfn| memory.page_state(*pfn) == PageState::Present);
+    let mut pfns = Vec::with_capacity(BATCH);
+    let mut bytes = vec![0; BATCH * PAGE_SIZE as usize];
     std::iter::from_fn(move || {
-        let pfns: Vec<u64> = pages.by_ref().take(BATCH).collect();
+        pfns.clear();
+        pfns.extend(pages.by_ref().take(BATCH));
         if pfns.is_empty() {
             return None;
         }
-        let mut bytes = vec![0; pfns.len() * PAGE_SIZE as usize];
+        let bytes = &mut bytes[..pfns.len() * PAGE_SIZE as usize];
         // A page that cannot be read is zeros, and so not the note.
-        let _ = memory.read_pages(&pfns, &mut bytes);
-        let notes: Vec<String> = bytes
-            .chunks_exact(PAGE_SIZE as usize)
-            .filter(|page| page.starts_with(b"OSRELEASE="))
-            .map(|page| {
-                let len = page
-                    .iter()
-                    .position(|&byte| byte == 0)
-                    .unwrap_or(page.len());
-                String::from_utf8_lossy(&page[..len]).into_owned()
+        let _ = memory.read_pages(&pfns, bytes);
+        let found: Vec<Candidate> = pfns
+            .iter()
+            .zip(bytes.chunks_exact(PAGE_SIZE as usize))
+            .filter(|(_, page)| page.starts_with(b"OSRELEASE="))
+            .map(|(&pfn, page)| {
+                let text = page.split(|&byte| byte == 0).next().unwrap_or_default();
+                Candidate {
+                    pfn,
+                    text: String::from_utf8_lossy(text).into_owned(),
+                }
             })
-            .filter(|text| text.contains("NUMBER(phys_base)="))
+            .filter(|found| found.text.contains("NUMBER(phys_base)="))
             .collect();
-        Some(notes)
+        Some(found)
     })
     .flatten()
 }
