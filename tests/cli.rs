@@ -93,3 +93,17 @@ fn a_healthy_host_can_be_checked_without_a_dump() {
         ]
     );
 }
+
+#[test]
+fn a_reader_that_leaves_ends_the_listing_quietly() {
+    let script = format!(
+        "{} list --help >/dev/null; {} check 2>&1 | true; echo ${{PIPESTATUS[0]}}",
+        env!("CARGO_BIN_EXE_vmrestore"),
+        env!("CARGO_BIN_EXE_vmrestore")
+    );
+    // The reader is gone before the first line, or it is not: panicking is wrong either way.
+    let output = Command::new("bash").args(["-c", &script]).output();
+    let output = output.expect("bash starts");
+    let status = String::from_utf8_lossy(&output.stdout).trim().to_owned();
+    assert_ne!(status, "101");
+}

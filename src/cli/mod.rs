@@ -25,6 +25,12 @@ pub const SCHEMA_VERSION: u32 = 1;
 
 /// Does what the command line says and returns how it ended.
 pub fn run(cli: &Cli) -> Exit {
+    if matches!(
+        cli.command,
+        Command::List { .. } | Command::Show { .. } | Command::Check { .. }
+    ) {
+        crate::sys::broken_pipe::end_quietly();
+    }
     let result = match &cli.command {
         Command::Guests {
             dump,

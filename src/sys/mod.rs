@@ -2,6 +2,7 @@
 //! word. Each function here is safe to call; it takes and gives plain values.
 #![allow(unsafe_code)]
 
+pub mod broken_pipe;
 pub mod clone;
 pub mod file_facts;
 pub mod interrupt;
