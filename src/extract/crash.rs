@@ -2,7 +2,7 @@
 
 use super::panic_lines;
 use crate::dump::Dump;
-use crate::kernel::{FirstLook, Kernel, KernelError, LogRecord, UtsNames};
+use crate::kernel::{FirstLook, Kernel, KernelError, LogRecord, UtsNames, VmcoreInfo};
 use crate::task;
 use serde::Serialize;
 use std::sync::Arc;
@@ -57,16 +57,17 @@ impl Crash {
         let Some(note) = dump.vmcoreinfo() else {
             return Crash::default();
         };
-        match FirstLook::new(dump.clone(), note) {
-            Ok(look) => {
-                let mut crash = Crash::of(look.vmcoreinfo(), look.names(), look.log(LAST_RECORDS));
-                crash.uptime_seconds = crash.uptime_seconds.or_else(|| last_line(&look));
-                crash
-            }
-            Err(error) => Crash {
-                log_unreadable: Some(chain(&error)),
-                ..Crash::default()
-            },
+        let info = VmcoreInfo::parse(note);
+        let look = FirstLook::new(dump.clone(), note);
+        let (names, log) = match &look {
+            Ok(look) => (look.names(), look.log(LAST_RECORDS)),
+            Err(error) => (Err(error.clone()), Err(error.clone())),
+        };
+        // The log's clock goes from the boot on, about.
+        let newest = log.iter().flatten().map(|r| r.time_ns).max();
+        Crash {
+            uptime_seconds: newest.map(|ns| ns / 1_000_000_000),
+            ..Crash::of(&info, names, log)
         }
     }
 
@@ -92,7 +93,7 @@ impl Crash {
     }
 
     fn of(
-        info: &crate::kernel::VmcoreInfo,
+        info: &VmcoreInfo,
         names: Result<UtsNames, KernelError>,
         log: Result<Vec<LogRecord>, KernelError>,
     ) -> Crash {
@@ -122,12 +123,6 @@ impl Crash {
             ..Crash::default()
         }
     }
-}
-
-/// The log's clock goes from the boot on, about.
-fn last_line(look: &FirstLook) -> Option<u64> {
-    let newest = look.log(32).ok()?.iter().map(|r| r.time_ns).max()?;
-    Some(newest / 1_000_000_000)
 }
 
 /// PANIC_CPU_INVALID. Linux include/linux/panic.h.
