@@ -121,12 +121,18 @@ impl DeadHost {
             // A dump taken from outside may lack the note; the kernel's own copy is in its memory.
             None => Kernel::discover(dump.clone()).map_err(ExtractError::NoVmcoreinfo)?,
         };
-        Ok(Self {
+        Ok(Self::with_kernel(dump, kernel))
+    }
+
+    /// A dead host whose kernel was found in other memory than the dump's as it stands, such as one
+    /// that lies over it.
+    pub fn with_kernel(dump: Arc<Dump>, kernel: Kernel) -> Self {
+        Self {
             dump,
             kernel,
             left_out_is_zero: OnceLock::new(),
             scan: Scan::default(),
-        })
+        }
     }
 
     /// The dump.
