@@ -139,6 +139,23 @@ fn red_black_trees_are_told_in_order() {
 }
 
 #[test]
+fn a_tree_whose_nodes_have_one_child_twice_is_damaged() {
+    let kernel = open(|tiny| {
+        // Sixty of them would be a walk of 2⁶⁰ steps.
+        for n in 0..60 {
+            let child = item(n + 1) + ITEM_RB;
+            let parent = if n == 0 { 0 } else { item(n - 1) + ITEM_RB };
+            tiny.put(item(n) + ITEM_RB - DIRECT, &words(&[child, child, parent]));
+        }
+        let last = words(&[0, 0, item(59) + ITEM_RB]);
+        tiny.put(item(60) + ITEM_RB - DIRECT, &last);
+        tiny.poke(ARENA, item(0) + ITEM_RB);
+    });
+    let root = kernel.object("rb_root", ARENA).unwrap();
+    is_damaged(containers::rbtree(&root, "item", "rb.node"), "rbtree");
+}
+
+#[test]
 fn a_tree_whose_child_has_another_parent_is_damaged() {
     let kernel = open(|tiny| {
         let root = put_tree(tiny, 0, 20, 0);

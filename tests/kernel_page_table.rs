@@ -180,10 +180,37 @@ fn what_a_missing_table_covers_is_unknown_and_not_empty() {
 }
 
 #[test]
-fn tables_that_lead_back_to_themselves_end() {
+fn tables_that_lead_back_to_themselves_are_told() {
     let (kernel, pgd) = open(false, |tiny, top| {
         let all: Vec<u64> = vec![top | PRESENT; 512];
         tiny.put(top, &tiny_kernel::words(&all));
+    });
+    let space = AddressSpace::new(&kernel, pgd).unwrap();
+    let found = mappings(&space, 0, u64::MAX);
+    // The lower half of the top table.
+    assert_eq!(found.len(), 256);
+    for mapping in found {
+        let Entry::Unreadable(error) = mapping.entry else {
+            panic!("{mapping:?}");
+        };
+        let error = error.to_string();
+        assert!(
+            error.contains("page table") && error.contains("leads back"),
+            "{error}"
+        );
+    }
+}
+
+#[test]
+fn tables_that_all_lead_to_the_same_ones_end() {
+    let (kernel, pgd) = open(false, |tiny, top| {
+        let mut table = top;
+        for _ in 0..3 {
+            let next = tiny.heap(&[0; 4096], 4096);
+            tiny.put(table, &tiny_kernel::words(&[next | PRESENT; 512]));
+            table = next;
+        }
+        tiny.put(table, &tiny_kernel::words(&[0x21_0000 | PRESENT; 512]));
     });
     let space = AddressSpace::new(&kernel, pgd).unwrap();
     let mut pages = 0u64;
@@ -195,4 +222,18 @@ fn tables_that_lead_back_to_themselves_end() {
         .unwrap_err();
     assert!(error.to_string().contains("in circles"), "{error}");
     assert!(pages <= 512 * 5000, "{pages}");
+}
+
+#[test]
+fn large_pages_of_more_memory_than_there_is_end() {
+    let (kernel, pgd) = open(false, |tiny, top| {
+        for n in 0..200u64 {
+            tiny.map(top, n << 30, 30, 1 << 30 | PRESENT | 1 << 7);
+        }
+    });
+    let space = AddressSpace::new(&kernel, pgd).unwrap();
+    let error = space
+        .walk(0, u64::MAX, |_| ControlFlow::Continue(()))
+        .unwrap_err();
+    assert!(error.to_string().contains("large pages map"), "{error}");
 }

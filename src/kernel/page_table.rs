@@ -145,6 +145,7 @@ impl<'k> AddressSpace<'k> {
             levels,
             start,
             end,
+            path: [None; 5],
             tables: 0,
             seen: HashSet::new(),
             again: 0,
@@ -219,6 +220,8 @@ struct Walk<'w, 'k, V> {
     levels: Vec<(&'static str, u32)>,
     start: u64,
     end: u64,
+    /// The tables from the top to the one being visited.
+    path: [Option<u64>; 5],
     tables: u64,
     /// Frames of the tables met, but for the first [`UNWATCHED`].
     seen: HashSet<u64>,
@@ -240,6 +243,9 @@ impl<V: FnMut(Mapping) -> ControlFlow<()>> Walk<'_, '_, V> {
         let shift = self.levels[depth].1;
         let last = depth + 1 == self.levels.len();
         self.watch(table, base)?;
+        if let Some(here) = self.path.get_mut(depth) {
+            *here = Some(table);
+        }
 
         // Of the entries, those that cover some of the range.
         let span = 1u64 << shift;
@@ -281,16 +287,21 @@ impl<V: FnMut(Mapping) -> ControlFlow<()>> Walk<'_, '_, V> {
                     len: span,
                     entry,
                 })
-            } else if raw & PRESENT != 0 {
+            } else if raw & PRESENT != 0 && !self.leads_back(kernel.frame_of(raw), depth) {
                 self.table(kernel.frame_of(raw), va, depth + 1)?
             } else {
-                let entry = if last || large {
+                let entry = if raw & PRESENT == 0 && (last || large) {
                     Entry::NonPresent { raw }
                 } else {
+                    let name = self.levels[depth].0;
+                    let back = match raw & PRESENT {
+                        0 => "",
+                        _ => ", which leads back to a table above it",
+                    };
                     Entry::Unreadable(KernelError::Damaged {
                         what: "page table",
                         addr: kernel.phys_to_virt(table + index * 8),
-                        detail: format!("{} entry {raw:#x} for {va:#x}", self.levels[depth].0),
+                        detail: format!("{name} entry {raw:#x} for {va:#x}{back}"),
                     })
                 };
                 (self.visit)(Mapping {
@@ -304,6 +315,14 @@ impl<V: FnMut(Mapping) -> ControlFlow<()>> Walk<'_, '_, V> {
             }
         }
         Ok(ControlFlow::Continue(()))
+    }
+
+    /// A table that stands above itself is none: its entries would be taken for those of all levels.
+    fn leads_back(&self, table: u64, depth: usize) -> bool {
+        self.path
+            .iter()
+            .take(depth + 1)
+            .any(|above| *above == Some(table))
     }
 
     /// Ends a walk whose tables lead back to themselves, or all to the same ones: 512 entries of

@@ -77,6 +77,12 @@ fn walk(
                 )));
             }
         }
+        None if node.ptr("parent")? != 0 => {
+            let parent = node.ptr("parent")?;
+            return Err(damaged(format!(
+                "it is the first, and its parent is {parent:#x}"
+            )));
+        }
         None if shift >= 64 || !shift.is_multiple_of(CHUNK_BITS) => {
             return Err(damaged(format!("its shift is {shift}")));
         }

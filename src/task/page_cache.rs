@@ -136,8 +136,14 @@ impl Walk<'_, '_> {
             return Err(damaged(format!("its shift is {shift}")));
         }
         // Each node must know its place, so that none is met twice.
+        let parent = node.ptr("parent")?;
+        if above.is_none() && parent != 0 {
+            return Err(damaged(format!(
+                "it is the first, and its parent is {parent:#x}"
+            )));
+        }
         if let Some(above) = above {
-            let (parent, offset) = (node.ptr("parent")?, node.u("offset")?);
+            let offset = node.u("offset")?;
             if parent != above.node || offset != above.slot || shift + 6 != above.shift {
                 return Err(damaged(format!(
                     "parent {parent:#x} slot {offset} shift {shift}, reached from {:#x} slot {} shift {}",

@@ -14,6 +14,7 @@
 #[path = "../bounds/mod.rs"]
 mod bounds;
 mod overlay;
+mod targeted;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -26,7 +27,7 @@ use vmrestore::extract::{Crash, DeadHost};
 use vmrestore::kernel::Kernel;
 use vmrestore::task;
 
-const RUNS: u64 = 4000;
+const RUNS: u64 = 2000;
 /// What one walk may take at once, and its largest single allocation. A sound one takes far less
 /// (it is printed); kallsyms and BTF are not read again.
 const PEAK: usize = 256 << 20;
