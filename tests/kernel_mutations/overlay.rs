@@ -24,7 +24,7 @@ pub struct Overlay {
 /// A field three times of four, and else anything.
 pub fn pick(words: &[Word], dice: u64) -> &Word {
     let any = |n: u64| &words[(n % words.len() as u64) as usize];
-    if dice % 4 == 0 {
+    if dice.is_multiple_of(4) {
         return any(dice >> 8);
     }
     (0..64)
