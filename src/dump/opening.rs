@@ -84,6 +84,11 @@ impl<'a> Opening<'a> {
         for path in &paths {
             let source = open_source(path, &directory, &mut progress)
                 .map_err(|e| e.at(std::slice::from_ref(path)))?;
+            // /proc/kcore says that it is longer than all that can be addressed.
+            if paths.len() > 1 && source.len() >= 1 << PART_SHIFT {
+                let what = format!("is {} bytes long; no part is", source.len());
+                return Err(Refusal::part(sources.len(), None, what).at(&paths));
+            }
             sources.push(source);
         }
         let dump = Dump::from_sources(sources, &paths)?;
@@ -132,17 +137,10 @@ fn source_of(
             "`-` reads a dump from a pipe: ssh HOST cat DUMP | vmrestore list -",
         ));
     }
-    let source = match kind.is_fifo() || kind.is_socket() {
-        true => spool::spool(file, spool_directory, progress)?,
-        false => Source::new(file).map_err(Refusal::Io)?.unfold()?,
-    };
-    if source.len() >= 1 << PART_SHIFT {
-        return Err(Refusal::not_a_dump(
-            format!("it is {} bytes long", source.len()),
-            "no dump is as long",
-        ));
+    if kind.is_fifo() || kind.is_socket() {
+        return spool::spool(file, spool_directory, progress);
     }
-    Ok(source)
+    Ok(Source::new(file).map_err(Refusal::Io)?.unfold()?)
 }
 
 /// The kind of dump that a source is, by its first bytes.
