@@ -8,6 +8,8 @@ use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use std::path::Path;
 use std::time::Duration;
+use vmrestore_lab::recode::{Codec, recode};
+use vmrestore_lab::scenario::WHOLE_DUMP;
 use vmrestore_lab::{Lab, Luggage, Output, Rebooted, Scenario};
 
 const MINUTE: Duration = Duration::from_secs(60);
@@ -199,17 +201,19 @@ fn what_cannot_be_restored_is_refused_and_nothing_is_changed() -> Result<()> {
 #[ignore = "needs the lab: scripts/test"]
 fn every_format_says_the_same_and_brings_the_same_back() -> Result<()> {
     let (mut host, dump) = reboot("formats")?;
-    let list = |host: &mut Rebooted, file: &str| -> Result<String> {
-        let output = host.run(&format!("vmrestore list /dump/{file}"), MINUTE)?;
-        Ok(output.success(file)?.stdout)
+    let list = |host: &mut Rebooted, what: &str| -> Result<String> {
+        Ok(host.run(what, MINUTE)?.success(what)?.stdout)
     };
-    let whole = list(&mut host, "hostdump")?;
-    for file in ["lzo", "elf", "flat-elf", "vmcore"] {
-        let other = list(&mut host, file)?;
+    let whole = list(&mut host, "vmrestore list /dump/hostdump")?;
+    for file in ["lzo", "elf", "flat-elf", "vmcore", "- < /dump/hostdump"] {
+        let other = list(&mut host, &format!("cd /dump && vmrestore list {file}"))?;
         ensure!(other == whole, "{file} lists\n{other}and zlib\n{whole}");
     }
-    // By way of files, from the format that has least to say about itself.
-    let extract = "vmrestore extract /dump/flat-elf g1 pid:4911 -o /dump/out";
+    let piped = list(&mut host, "cat /dump/flat-elf | vmrestore list -")?;
+    ensure!(piped == whole, "a pipe lists\n{piped}and zlib\n{whole}");
+    // By way of files, from the format that has least to say about itself,
+    // through a pipe.
+    let extract = "cat /dump/flat-elf | vmrestore extract - g1 pid:4911 -o /dump/out";
     host.run(extract, RESTORE)?.success("extract")?;
     restored(
         host.run("vmrestore restore /dump/out --paused", RESTORE)?,
@@ -220,9 +224,58 @@ fn every_format_says_the_same_and_brings_the_same_back() -> Result<()> {
     ensure!(states.matches("stopped").count() == 2, "--paused: {states}");
     host.run("kill -CONT 4711 4911", MINUTE)?
         .success("continue")?;
+    go_on(host, &dump)
+}
+
+/// All guests and the program print new lines, and all that they have printed
+/// is right.
+fn go_on(mut host: Rebooted, dump: &vmrestore_lab::CachedDump) -> Result<()> {
     host.follow_all()?;
     for name in dump.names() {
         host.wait_new_lines(&name, LINES, 3 * MINUTE)?;
     }
     judged_good(host, LINES)
+}
+
+/// Dumps of the same crash that another makedumpfile has made of `/proc/vmcore`:
+/// the guest comes back from a split one with zstd, its parts named in any
+/// order, and the program from one with snappy pages.
+#[test]
+#[ignore = "needs the lab: scripts/test"]
+fn a_guest_comes_back_from_a_split_zstd_dump_and_a_process_from_snappy() -> Result<()> {
+    let lab = Lab::prepare()?;
+    let dump = lab.dump(&Scenario::named("formats").context("no such scenario")?)?;
+    let work = lab.new_run();
+    std::fs::create_dir_all(&work)?;
+    let names = ["part1", "part2", "part3"];
+    let mut split = lab.new_makedumpfile()?;
+    split.args(["--message-level", "4", "-f", "-z", "-d", "17"]);
+    split.args(["--split", "--splitblock-size", "16"]);
+    split.arg(dump.file(WHOLE_DUMP));
+    split.args(names.map(|name| work.join(name)));
+    let output = split.output()?;
+    ensure!(output.status.success(), "{split:?}: {output:?}");
+    recode(&dump.path(), &work.join("snappy"), Codec::Snappy)?;
+
+    let mut luggage = Luggage::vmrestore(Path::new(env!("CARGO_BIN_EXE_vmrestore")));
+    for name in ["part1", "part2", "part3", "snappy"] {
+        luggage.dumps.push((name.into(), work.join(name)));
+    }
+    let mut host = lab.reboot(&dump, &luggage)?;
+    std::fs::remove_dir_all(&work)?;
+    let alone = refused(&mut host, "vmrestore guests /dump/part2", 3)?;
+    ensure!(alone.contains("--part"), "{alone}");
+    let missing = "vmrestore guests /dump/part3 --part /dump/part1";
+    let missing = host.run(missing, RESTORE)?;
+    ensure!(
+        missing.code == 3 || missing.code == 5,
+        "a part is missing: exit code {}\n{}",
+        missing.code,
+        missing.stderr
+    );
+    let guests = "cd /dump && vmrestore guests part3 --part part1 --part part2";
+    restored(host.run(guests, RESTORE)?, "guests")?;
+    let process = "vmrestore process /dump/snappy pid:4911";
+    restored(host.run(process, RESTORE)?, "process")?;
+    go_on(host, &dump)
 }

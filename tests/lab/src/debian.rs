@@ -81,15 +81,25 @@ impl Debian {
         bail!("{path}: neither on this machine nor in {PACKAGES:?} (run scripts/setup?)")
     }
 
+    /// The program that a Debian host would have at `path`, to be run here.
+    pub fn command(&self, path: &str) -> Result<Command> {
+        let mut command = Command::new(self.file(path)?);
+        command.env("LD_LIBRARY_PATH", self.library_path());
+        Ok(command)
+    }
+
+    fn library_path(&self) -> String {
+        ["usr/lib/x86_64-linux-gnu", "lib/x86_64-linux-gnu"]
+            .map(|dir| self.unpacked.join("root").join(dir).display().to_string())
+            .join(":")
+    }
+
     /// The shared libraries that `program` needs: (path inside the host, file).
     pub fn libraries(&self, program: &Path) -> Result<Vec<(String, PathBuf)>> {
         let root = self.unpacked.join("root");
-        let search = ["usr/lib/x86_64-linux-gnu", "lib/x86_64-linux-gnu"]
-            .map(|dir| root.join(dir).display().to_string())
-            .join(":");
         let output = Command::new("ldd")
             .arg(program)
-            .env("LD_LIBRARY_PATH", search)
+            .env("LD_LIBRARY_PATH", self.library_path())
             .output()
             .context("ldd")?;
         let text = String::from_utf8_lossy(&output.stdout);

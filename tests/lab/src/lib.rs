@@ -41,9 +41,12 @@ pub mod cpio;
 pub mod crash;
 pub mod debian;
 pub mod demo;
+pub mod drgn;
+pub mod grow;
 pub mod images;
 pub mod judge;
 pub mod machine;
+pub mod measure;
 pub mod programs;
 pub mod qmp;
 pub mod reboot;
@@ -118,6 +121,22 @@ impl Lab {
             (!name.starts_with("ld-linux")).then(|| (format!("lib/{name}"), file))
         });
         Ok(named.collect())
+    }
+
+    /// Debian 12's makedumpfile, which the capture kernel uses, to be given
+    /// arguments here.
+    pub fn old_makedumpfile(&self) -> Result<std::process::Command> {
+        debian::Debian::new(&self.dir).command("/usr/bin/makedumpfile")
+    }
+
+    /// Debian 13's makedumpfile, which knows zstd.
+    pub fn new_makedumpfile(&self) -> Result<std::process::Command> {
+        Ok(suite::Foreign::makedumpfile(&self.dir)?.command())
+    }
+
+    /// A Python that has drgn.
+    pub fn python_with_drgn(&self) -> Result<PathBuf> {
+        drgn::python(&self.dir)
     }
 
     /// The lab as it was for this dump: nothing is built, the images are those

@@ -12,7 +12,7 @@ use vmrestore_lab::crash::CachedDump;
 use vmrestore_lab::recode::{Codec, recode};
 use vmrestore_lab::scenario::Death;
 use vmrestore_lab::suite::Foreign;
-use vmrestore_lab::{Lab, Luggage, Output, Rebooted, Scenario, cached_dumps, series};
+use vmrestore_lab::{Lab, Luggage, Output, Rebooted, Scenario, cached_dumps, grow, series};
 
 /// Makes real dumps of real crashes, and reboots into the host that died
 #[derive(Parser)]
@@ -136,12 +136,35 @@ enum Command {
         /// The file to write
         to: PathBuf,
     },
+    /// Makes a dump of a machine with more memory than anybody has out of a
+    /// real one (see docs/scale.md)
+    Grow {
+        /// What to make
+        #[arg(long, value_enum, default_value = "kdump")]
+        format: Grown,
+        /// Address space, GiB
+        #[arg(long, default_value_t = 1024)]
+        gib: u64,
+        /// kdump: pages to add; elf: segments to add
+        #[arg(long, default_value_t = 16 << 20)]
+        count: u64,
+        /// A kdump-compressed dump, or for elf a whole /proc/vmcore
+        from: PathBuf,
+        /// The file to write
+        to: PathBuf,
+    },
     /// Removes old runs, and with --dumps the cached dumps too
     Clean {
         /// The dumps too
         #[arg(long)]
         dumps: bool,
     },
+}
+
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum Grown {
+    Kdump,
+    Elf,
 }
 
 #[derive(clap::Args)]
@@ -298,6 +321,19 @@ fn run(command: Command) -> Result<ExitCode> {
             return Err(program.args(arguments).exec()).context("makedumpfile");
         }
         Command::Recode { codec, from, to } => recode(&from, &to, codec)?,
+        Command::Grow {
+            format,
+            gib,
+            count,
+            from,
+            to,
+        } => {
+            let pages = match format {
+                Grown::Kdump => grow::kdump(&from, &to, gib << 30, count)?,
+                Grown::Elf => grow::elf(&from, &to, gib << 30, count)?,
+            };
+            eprintln!("lab: {pages} pages added");
+        }
         Command::Clean { dumps } => {
             let dir = Lab::directory();
             for (name, wanted) in [("runs", true), ("dumps", dumps)] {
