@@ -273,7 +273,7 @@ fn a_damaged_page_of_a_guest_is_found_by_reading_and_by_nothing_else() {
     let u32_at = |at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().expect("4")) as usize;
     let bitmaps = PAGE * (1 + u32_at(432));
     let descriptors = bitmaps + PAGE * u32_at(436);
-    let dumped = &bitmaps + PAGE * u32_at(436) / 2;
+    let dumped = bitmaps + PAGE * u32_at(436) / 2;
     let bit = |pfn: usize| bytes[dumped + pfn / 8] >> (pfn % 8) & 1;
     let mut places = Vec::new();
     for &pfn in pfns.iter().step_by(pfns.len() / 50) {

@@ -18,7 +18,7 @@ const BATCH: u64 = 256;
 /// Each thread takes 1 MiB for its pages.
 const MAX_THREADS: usize = 64;
 /// Corrupt pages whose error is kept, for people to read.
-const EXAMPLES: usize = 8;
+const EXAMPLES: usize = 3;
 
 /// How many pages of the dead machine are in which state, all of them read. In page frames.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]

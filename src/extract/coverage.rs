@@ -2,7 +2,7 @@
 
 use crate::dump::{FrameSet, Missing, PageKind, PhysicalMemory};
 use crate::kernel::{AddressSpace, Entry, Kernel, KernelError};
-use crate::task::{Whereabouts, residency};
+use crate::task::{Whereabouts, frames_at_most, residency};
 use serde::Serialize;
 use std::ops::ControlFlow;
 
@@ -68,13 +68,13 @@ impl std::fmt::Display for State {
 impl Coverage {
     /// The one word for it.
     pub fn state(&self) -> State {
-        if self.unknown + self.corrupt > 0 {
+        if self.unknown > 0 || self.corrupt > 0 {
             State::Unreadable
         } else if self.truncated > 0 {
             State::Truncated
         } else if self.filtered > 0 {
             State::Filtered
-        } else if self.swapped + self.elsewhere > 0 {
+        } else if self.swapped > 0 || self.elsewhere > 0 {
             State::Partial
         } else {
             State::Whole
@@ -83,37 +83,40 @@ impl Coverage {
 
     /// Pages that were in memory or swap: those that a restore needs.
     pub fn total(&self) -> u64 {
-        self.present
-            + self.filtered
-            + self.truncated
-            + self.corrupt
-            + self.swapped
-            + self.unknown
-            + self.elsewhere
+        let states = [
+            self.present,
+            self.filtered,
+            self.truncated,
+            self.corrupt,
+            self.swapped,
+            self.unknown,
+            self.elsewhere,
+        ];
+        states.into_iter().fold(0, u64::saturating_add)
     }
 
     /// Both together.
     pub fn and(&self, other: &Coverage) -> Coverage {
         Coverage {
-            present: self.present + other.present,
-            zero: self.zero + other.zero,
-            filtered: self.filtered + other.filtered,
-            truncated: self.truncated + other.truncated,
-            corrupt: self.corrupt + other.corrupt,
-            swapped: self.swapped + other.swapped,
-            unknown: self.unknown + other.unknown,
-            elsewhere: self.elsewhere + other.elsewhere,
-            not_ram: self.not_ram + other.not_ram,
-            on_file: self.on_file + other.on_file,
-            untouched: self.untouched + other.untouched,
+            present: self.present.saturating_add(other.present),
+            zero: self.zero.saturating_add(other.zero),
+            filtered: self.filtered.saturating_add(other.filtered),
+            truncated: self.truncated.saturating_add(other.truncated),
+            corrupt: self.corrupt.saturating_add(other.corrupt),
+            swapped: self.swapped.saturating_add(other.swapped),
+            unknown: self.unknown.saturating_add(other.unknown),
+            elsewhere: self.elsewhere.saturating_add(other.elsewhere),
+            not_ram: self.not_ram.saturating_add(other.not_ram),
+            on_file: self.on_file.saturating_add(other.on_file),
+            untouched: self.untouched.saturating_add(other.untouched),
         }
     }
 
     /// In a dump that leaves out pages of zeros like those that it filters, and filters no others,
     /// these were zeros.
     pub(super) fn left_out_were_zeros(&mut self) {
-        self.present += self.filtered;
-        self.zero += self.filtered;
+        self.present = self.present.saturating_add(self.filtered);
+        self.zero = self.zero.saturating_add(self.filtered);
         self.filtered = 0;
     }
 
@@ -151,16 +154,20 @@ impl Coverage {
         match at {
             Whereabouts::Frames(first) => self.add_frames(memory, corrupt, first, pages),
             Whereabouts::Zero => {
-                self.present += pages;
-                self.zero += pages;
+                self.present = self.present.saturating_add(pages);
+                self.zero = self.zero.saturating_add(pages);
             }
-            Whereabouts::Swapped => self.swapped += pages,
-            Whereabouts::OnFile => self.on_file += pages,
-            Whereabouts::Untouched => self.untouched += pages,
-            Whereabouts::Device => self.not_ram += pages,
-            Whereabouts::Unknown(Some(Missing::Truncated)) => self.truncated += pages,
-            Whereabouts::Unknown(Some(Missing::Filtered)) => self.filtered += pages,
-            Whereabouts::Unknown(_) => self.unknown += pages,
+            Whereabouts::Swapped => self.swapped = self.swapped.saturating_add(pages),
+            Whereabouts::OnFile => self.on_file = self.on_file.saturating_add(pages),
+            Whereabouts::Untouched => self.untouched = self.untouched.saturating_add(pages),
+            Whereabouts::Device => self.not_ram = self.not_ram.saturating_add(pages),
+            Whereabouts::Unknown(Some(Missing::Truncated)) => {
+                self.truncated = self.truncated.saturating_add(pages)
+            }
+            Whereabouts::Unknown(Some(Missing::Filtered)) => {
+                self.filtered = self.filtered.saturating_add(pages)
+            }
+            Whereabouts::Unknown(_) => self.unknown = self.unknown.saturating_add(pages),
         }
     }
 }
@@ -181,10 +188,17 @@ pub(super) fn at_a_glance(
     };
     let mut coverage = Coverage::default();
     let memory = kernel.memory();
+    let mut left = frames_at_most(kernel);
     AddressSpace::new(kernel, mm.ptr("pgd")?)?.walk(0, 1 << 56, |mapping| {
         let pages = mapping.len / 4096;
         match mapping.entry {
+            Entry::Present(_) if pages > left => {
+                // Page tables in circles.
+                coverage.unknown += pages;
+                return ControlFlow::Break(());
+            }
             Entry::Present(present) => {
+                left -= pages;
                 coverage.add_frames(&**memory, corrupt, present.pfn, pages);
             }
             Entry::NonPresent { .. } => coverage.swapped += pages,

@@ -53,4 +53,4 @@ pub use extract::{Extracted, extract};
 pub(crate) use fpu::{fpu, need_load_bit};
 pub use list::{ProcessSummary, processes};
 pub(crate) use registers::read as user_registers;
-pub use residency::{Whereabouts, residency};
+pub use residency::{Whereabouts, frames_at_most, residency};

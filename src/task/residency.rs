@@ -66,6 +66,9 @@ pub fn residency(
         space: access::space(&mm)?,
         caches: HashMap::new(),
     };
+    // Page tables that lead in circles map the same memory without end.
+    let mut left = frames_at_most(kernel);
+    let mut too_many = false;
     for area in areas(&mm)? {
         let (start, end) = (area.u("vm_start")?, area.u("vm_end")?);
         if start >= end || end > 1 << 56 {
@@ -78,11 +81,31 @@ pub fn residency(
         let backing = walk.backing(&area)?;
         for (from, to, within) in pieces(start, end, inside) {
             walk.piece(&backing, start, from, to, &mut |pages, at| {
-                visit(pages, within, at);
+                if let Whereabouts::Frames(_) = at {
+                    too_many |= pages > left;
+                    left = left.saturating_sub(pages);
+                }
+                if !too_many {
+                    visit(pages, within, at);
+                }
             })?;
+            if too_many {
+                return Err(KernelError::Damaged {
+                    what: "page tables of an mm_struct",
+                    addr: mm.addr(),
+                    detail: "they map more memory than a process can have (in circles?)".into(),
+                });
+            }
         }
     }
     Ok(())
+}
+
+/// Page frames that a process maps at most, each as often as it is mapped: all of the machine's, 64
+/// times over.
+pub fn frames_at_most(kernel: &Kernel) -> u64 {
+    let all = kernel.memory().max_pfn();
+    all.saturating_mul(64).saturating_add(1 << 20)
 }
 
 /// `start..end`, cut where it enters and leaves the ranges.

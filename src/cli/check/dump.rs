@@ -75,9 +75,18 @@ pub(super) fn run(
     let mut unreadable = None;
     let checked = opened.and_then(|dead| guests::check(&dead, &mut findings, &mut guests));
     if let Err(error) = checked {
-        unreadable = Some(error.to_string());
+        let why = error.to_string();
         let failure = Failure::from(error);
-        findings.bad(failure.exit, "dead kernel", failure.chain(), &failure.hint);
+        // What the hint of any other command would be is this one.
+        let hint = match failure.hint.contains("vmrestore check") {
+            true => "see the dump's completeness and pages above",
+            false => &failure.hint,
+        };
+        findings.bad(failure.exit, "dead kernel", failure.chain(), hint);
+        unreadable = Some(match pages.truncated {
+            1.. if !why.contains("cut short") => format!("the dump was cut short, and {why}"),
+            _ => why,
+        });
     }
     if !json {
         println!();
