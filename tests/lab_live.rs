@@ -59,13 +59,22 @@ fn the_living_host_and_its_capture_kernel_list_what_the_dump_lists() -> Result<(
         let text = std::fs::read(work.join(name))?;
         serde_json::from_slice(&text).with_context(|| format!("{name}: {said}"))
     };
-    let captured = read("vmcore.json")?;
+    // How many present pages are known for zeros depends on the format.
+    let without_zeros = |mut list: Value| {
+        for guest in list["guests"].as_array_mut().into_iter().flatten() {
+            if let Some(memory) = guest["memory_in_dump"].as_object_mut() {
+                memory.remove("zero");
+            }
+        }
+        list
+    };
+    let captured = without_zeros(read("vmcore.json")?);
     read("check.json")?;
     let output = std::process::Command::new(vmrestore)
         .args(["--json", "list"])
         .arg(work.join(MAIN_DUMP))
         .output()?;
-    let saved: Value = serde_json::from_slice(&output.stdout)?;
+    let saved = without_zeros(serde_json::from_slice(&output.stdout)?);
     ensure!(
         captured == saved,
         "in the capture kernel: {captured:#}\nand of the dump: {saved:#}"
