@@ -1,15 +1,16 @@
 //! What the reader does with one real dump: `scripts/bench` runs it, with the peers beside it.
 //!
-//! `… read DUMP FIRST_PFN PAGES ROUNDS` reads those pages again and again and prints lines of name,
-//! value and unit: the medians of the rounds. In each round everything is done once, so that what
-//! else the machine does falls on all alike.
+//! `… read DUMP PAGES ROUNDS` reads the pages that the file PAGES names, again and again, and prints
+//! lines of name, value and unit: the medians of the rounds. In each round everything is done once,
+//! so that what else the machine does falls on all alike.
 //!
-//! `… grow ELF_DUMP NEW MIB` writes a larger dump, and prints the first new page frame.
+//! `… fill ELF_DUMP NEW` writes a dump with text in place of free pages, and prints which: the
+//! file PAGES.
 
 #[allow(dead_code)]
 #[path = "../../src/dump/codec/mod.rs"]
 mod codec;
-mod grow;
+mod fill;
 mod pages_mix;
 mod stored;
 
@@ -36,25 +37,36 @@ fn main() -> Result<()> {
         .collect();
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     match arguments[..] {
-        ["read", path, first, pages, rounds] => {
-            let path = Path::new(path);
-            measure(path, first.parse()?, pages.parse()?, rounds.parse()?)
+        ["read", path, pages, rounds] => {
+            let pfns = read_list(&std::fs::read_to_string(pages)?)?;
+            measure(Path::new(path), &pfns, rounds.parse()?)
         }
-        ["grow", from, to, mib] => {
-            println!("{}", grow::grow(from.as_ref(), to.as_ref(), mib.parse()?)?);
+        ["fill", from, to] => {
+            print!("{}", fill::fill(from.as_ref(), to.as_ref())?);
             Ok(())
         }
         _ => {
-            println!("usage: measure read DUMP FIRST_PFN PAGES ROUNDS | grow ELF_DUMP NEW MIB");
+            println!("usage: measure read DUMP PAGES ROUNDS | fill ELF_DUMP NEW");
             Ok(())
         }
     }
 }
 
-fn measure(path: &Path, first: u64, pages: u64, rounds: usize) -> Result<()> {
+/// Page frames, from lines of a first one and how many.
+fn read_list(text: &str) -> Result<Vec<u64>> {
+    let mut pfns = Vec::new();
+    for line in text.lines() {
+        let (first, count) = line.split_once(' ').context("two numbers")?;
+        let first: u64 = first.parse()?;
+        pfns.extend(first..first + count.parse::<u64>()?);
+    }
+    Ok(pfns)
+}
+
+fn measure(path: &Path, pfns: &[u64], rounds: usize) -> Result<()> {
     let dump = Dump::open(path)?;
-    let pfns: Vec<u64> = (first..first + pages).collect();
-    let mut scattered = pfns.clone();
+    let pages = pfns.len() as u64;
+    let mut scattered = pfns.to_vec();
     shuffle(&mut scattered);
     let mut buffer = vec![0u8; CALL * PAGE];
     let read_all = |pfns: &[u64], buffer: &mut [u8]| -> Result<()> {
@@ -65,10 +77,10 @@ fn measure(path: &Path, first: u64, pages: u64, rounds: usize) -> Result<()> {
         Ok(())
     };
     // The system's page cache is warm, and the buffers are touched.
-    read_all(&pfns, &mut buffer)?;
+    read_all(pfns, &mut buffer)?;
 
     let bytes = pages as f64 * PAGE as f64;
-    let stored = stored::Stored::read(path, first, pages)?;
+    let stored = stored::Stored::read(path, pfns)?;
     let mut results: Vec<(&str, &str, Vec<f64>)> = Vec::new();
     for _ in 0..rounds {
         let mut add = |name, unit, value| match results.iter_mut().find(|(n, ..)| *n == name) {
@@ -80,7 +92,7 @@ fn measure(path: &Path, first: u64, pages: u64, rounds: usize) -> Result<()> {
             Some(stored) => add("codec-alone", "GB/s", rate(stored.decode_all()?)),
             None => add("pread", "GB/s", rate(plain_reads(path, pages)?)),
         }
-        let seconds = time(|| read_all(&pfns, &mut buffer))?;
+        let seconds = time(|| read_all(pfns, &mut buffer))?;
         add("bulk", "GB/s", rate(seconds));
         let seconds = time(|| read_all(&scattered, &mut buffer))?;
         add("bulk-scattered", "GB/s", rate(seconds));

@@ -24,8 +24,8 @@ pub struct Stored {
 }
 
 impl Stored {
-    /// The pages from frame `first` on. `None` if the file is no kdump-compressed one.
-    pub fn read(path: &Path, first: u64, count: u64) -> Result<Option<Stored>> {
+    /// Those pages, in ascending order. `None` if the file is no kdump-compressed one.
+    pub fn read(path: &Path, pfns: &[u64]) -> Result<Option<Stored>> {
         let file = File::open(path)?;
         let mut header = [0; 4096];
         file.read_exact_at(&mut header, 0)?;
@@ -39,19 +39,17 @@ impl Stored {
         let mut bits = vec![0; half as usize];
         file.read_exact_at(&mut bits, bitmap)?;
         let is_stored = |pfn: u64| bits[(pfn / 8) as usize] >> (pfn % 8) & 1 == 1;
-        let mut rank = (0..first).filter(|&pfn| is_stored(pfn)).count() as u64;
+        let (mut rank, mut counted) = (0, 0);
         let mut stored = Stored {
             bytes: Vec::new(),
             pages: Vec::new(),
             share: 1.0,
         };
-        for pfn in first..first + count {
-            if !is_stored(pfn) {
-                continue;
-            }
+        for &pfn in pfns {
+            rank += (counted..pfn).filter(|&pfn| is_stored(pfn)).count() as u64;
+            counted = pfn;
             let mut desc = [0; 24];
             file.read_exact_at(&mut desc, descriptors + rank * 24)?;
-            rank += 1;
             let [offset, size_and_flags, _] = [0, 8, 16]
                 .map(|at| u64::from_le_bytes([0, 1, 2, 3, 4, 5, 6, 7].map(|i| desc[at + i])));
             let size = (size_and_flags & 0xffff_ffff) as usize;
@@ -64,7 +62,7 @@ impl Stored {
             file.read_exact_at(&mut stored.bytes[start..], offset)?;
             stored.pages.push((start, start + size, codec));
         }
-        stored.share = count as f64 / stored.pages.len() as f64;
+        stored.share = pfns.len() as f64 / stored.pages.len() as f64;
         Ok(Some(stored))
     }
 
