@@ -24,8 +24,8 @@ use anyhow::{Context, Result, ensure};
 use vmrestore::dump::{Dump, PhysicalMemory};
 
 const PAGE: usize = 4096;
-/// Pages read in one call, as a restore does.
-const CALL: usize = 1024;
+/// Pages read in one call: 16 MiB.
+const CALL: usize = 4096;
 /// Random reads in a round.
 const READS: usize = 20_000;
 
@@ -97,9 +97,9 @@ fn measure(path: &Path, pfns: &[u64], rounds: usize) -> Result<()> {
         let seconds = time(|| read_all(&scattered, &mut buffer))?;
         add("bulk-scattered", "GB/s", rate(seconds));
 
-        // 32 MiB are cached, so a random page of a larger range is mostly cold, and of 16 MiB hot.
+        // 32 MiB are cached, so a random page of a larger range is mostly cold, and of 8 MiB hot.
         let cold = Dump::open(path)?;
-        let hot: Vec<u64> = scattered.iter().copied().take(4096).collect();
+        let hot: Vec<u64> = scattered.iter().copied().take(2048).collect();
         for (size, names) in [
             (
                 PAGE,

@@ -44,7 +44,8 @@ pub(super) struct KdumpMemory {
     /// Pages in the second bitmap, and pages in the first alone.
     dumped: u64,
     filtered: u64,
-    /// Blocks of bitmaps and descriptors, by their number in the file.
+    /// Blocks of bitmaps and descriptors, by their number in the file: 8 MiB at most, which hold the
+    /// descriptors of 1.4 GB of memory.
     blocks: PageCache,
     /// Where the last question for a page's state was, for the next is mostly for its neighbour.
     last: Mutex<Rank>,
@@ -121,7 +122,7 @@ impl KdumpMemory {
             ranks: Vec::new(),
             dumped: 0,
             filtered: 0,
-            blocks: PageCache::new(6),
+            blocks: PageCache::new(8),
             last: Mutex::default(),
         };
         let len = memory.max_pfn.div_ceil(8).next_multiple_of(PAGE_SIZE);

@@ -56,7 +56,7 @@ use std::sync::OnceLock;
 
 use serde::{Deserialize, Serialize};
 
-use codec::Decoder;
+use codec::{Codec, Decoder};
 use elf::ElfMemory;
 pub use error::{OpenError, ReadError};
 pub use frame_set::FrameSet;
@@ -264,11 +264,9 @@ impl Dump {
     ) -> Result<(), ReadError> {
         let stored = memory.locate(&self.image, rank, pfn)?;
         let addr = pfn.saturating_mul(PAGE_SIZE);
-        let mut bytes = [0; PAGE_SIZE as usize];
-        let bytes = &mut bytes[..stored.size];
-        self.image
-            .read_at(stored.offset, bytes)
-            .map_err(|e| match e {
+        let read = |bytes: &mut [u8]| {
+            let read = self.image.read_at(stored.offset, bytes);
+            read.map_err(|e| match e {
                 ImageError::Absent(_) => ReadError::Missing {
                     addr,
                     why: Missing::Truncated,
@@ -278,7 +276,14 @@ impl Dump {
                     offset: stored.offset,
                     source: e.into(),
                 },
-            })?;
+            })
+        };
+        if stored.codec == Codec::Raw && stored.size == out.len() {
+            return read(out);
+        }
+        let mut bytes = [0; PAGE_SIZE as usize];
+        let bytes = &mut bytes[..stored.size];
+        read(bytes)?;
         DECODER.with_borrow_mut(|decoder| bulk::decode(decoder, stored, addr, bytes, out))
     }
 
@@ -298,6 +303,17 @@ impl Dump {
         let (pfn, inside) = (addr / PAGE_SIZE, (addr % PAGE_SIZE) as usize);
         let live = self.is_live();
         if !live && self.cache.get(pfn, inside, out) {
+            return Ok(());
+        }
+        if let (Ok(page), Memory::Kdump(_)) = (
+            <&mut [u8; PAGE_SIZE as usize]>::try_from(&mut *out),
+            &self.memory,
+        ) {
+            // All of a page: decoded to where it is wanted.
+            self.read_uncached(pfn, page)?;
+            if keep && !live {
+                self.cache.put(pfn, page);
+            }
             return Ok(());
         }
         let mut page = [0; PAGE_SIZE as usize];
