@@ -69,8 +69,13 @@ fn held_elsewhere(x: &Extraction<'_, '_>, doubtful: &HashMap<u64, ObjectId>) -> 
     let Ok((leaders, _)) = list::leaders(x.kernel) else {
         return doubtful.values().copied().collect();
     };
+    // Threads of the kernel share one table.
+    let mut seen = HashSet::new();
     for task in leaders {
         if int(&task, "tgid").is_ok_and(|pid| ours.contains(&pid)) {
+            continue;
+        }
+        if task.ptr("files").is_ok_and(|files| !seen.insert(files)) {
             continue;
         }
         // A table that cannot be read is taken to hold none of them.
