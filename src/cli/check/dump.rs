@@ -50,6 +50,10 @@ pub(super) fn run(
         crash::print(&crash);
     }
     check_file(&dump, &mut findings);
+    if dump.is_live() {
+        let found = "runs on: nothing in it is brought back, for it is not dead";
+        findings.note("its kernel", found);
+    }
     print(&mut findings, "\nTHE DUMP");
     let mut guests = Guests::default();
     if let Ok(dead) = &opened {
