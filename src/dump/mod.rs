@@ -16,6 +16,11 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
+//! The module stands on its own, fit to be a crate: it knows no other room of this one, and its face
+//! is small. [`Dump::open`] (or [`Opening`], for the parts of a split dump and for streams), then
+//! [`PhysicalMemory::read_physical`] and [`PhysicalMemory::read_pages`],
+//! [`PhysicalMemory::page_state`], and the notes: [`Dump::vmcoreinfo`], [`Dump::cpu_notes`].
+//!
 //! How it is made: `image` is the file as one run of bytes (a flattened file is unfolded in place),
 //! `recognise` tells the format, `elf` and `kdump` find a page in it, `codec` decodes it,
 //! `page_cache` makes small reads cheap and `bulk` makes large ones fast. Memory does not grow with

@@ -5,11 +5,13 @@ use crate::extract::Crash;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Prints what is known; a line for what is not known is left out.
-pub(super) fn print(crash: &Crash) {
-    println!("THE CRASH");
+pub(super) fn print(crash: &Crash, live: bool) {
+    println!("THE {}", if live { "KERNEL" } else { "CRASH" });
     let line = |what: &str, found: String| println!("      {what:<8}  {found}");
     let unknown = "the dump does not say (no CRASHTIME in its VMCOREINFO)";
-    line("time", time(crash).unwrap_or_else(|| unknown.into()));
+    if !live {
+        line("time", time(crash).unwrap_or_else(|| unknown.into()));
+    }
     if let Some(host) = &crash.hostname {
         line("host", host.clone());
     }
@@ -18,6 +20,7 @@ pub(super) fn print(crash: &Crash) {
         line("kernel", kernel.join("  ").trim_end().to_owned());
     }
     match &crash.message {
+        _ if live => line("message", "none: it is alive".into()),
         _ if crash.stopped_from_outside == Some(true) => line(
             "message",
             "none: it did not panic, it was stopped from outside (by a hypervisor)".into(),

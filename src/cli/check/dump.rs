@@ -47,7 +47,7 @@ pub(super) fn run(
         Err(_) => Crash::at_first_look(&dump),
     };
     if !json {
-        crash::print(&crash);
+        crash::print(&crash, dump.is_live());
     }
     check_file(&dump, &mut findings);
     if dump.is_live() {
@@ -113,6 +113,10 @@ pub(super) fn run(
     };
     let verdict = match unreadable {
         Some(why) => format!("Nothing can be brought back from this dump: {why}."),
+        None if dump.is_live() => {
+            "The kernel is alive: its guests and processes run on, and nothing is brought back."
+                .into()
+        }
         None => verdict::sentence(&guests, path),
     };
     let exit = findings.exit;
