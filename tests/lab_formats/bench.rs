@@ -116,6 +116,17 @@ impl Bench {
         Ok(recoded)
     }
 
+    /// `cat DUMP | vmrestore list -` says of it what it says of the whole memory.
+    pub fn lists_the_same_through_a_pipe(&self, made: &Made) -> Result<()> {
+        let found = list_piped(&made.files[0], &self.work)?;
+        ensure!(
+            found == self.list,
+            "lists {found:#}\nand not {:#}",
+            self.list
+        );
+        Ok(())
+    }
+
     /// A dump of a dump.
     pub fn refiltered(&self, first: &str, second: &str) -> Result<Made> {
         let mut first = self.makedumpfile(By::New, first, &self.base)?;
@@ -206,6 +217,25 @@ pub fn list(files: &[PathBuf]) -> Result<Value> {
     for part in &files[1..] {
         command.arg("--part").arg(part);
     }
+    answer(&mut command)
+}
+
+/// `cat FILE | vmrestore list --json -`; what comes through is kept for a moment in `directory`.
+fn list_piped(file: &Path, directory: &Path) -> Result<Value> {
+    let mut cat = Command::new("cat")
+        .arg(file)
+        .stdout(Stdio::piped())
+        .spawn()?;
+    let mut command = Command::new(env!("CARGO_BIN_EXE_vmrestore"));
+    command.args(["list", "--json", "-", "--spool-dir"]);
+    command.arg(directory);
+    command.stdin(cat.stdout.take().context("a pipe")?);
+    let list = answer(&mut command);
+    cat.wait()?;
+    list
+}
+
+fn answer(command: &mut Command) -> Result<Value> {
     let output = command.output()?;
     ensure!(
         output.status.success(),

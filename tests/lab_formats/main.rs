@@ -213,6 +213,22 @@ fn flattened_split_cyclic_and_refiltered_dumps_hold_the_same_memory() -> Result<
 
 #[test]
 #[ignore = "needs the lab: scripts/test"]
+fn dumps_are_listed_through_a_pipe() -> Result<()> {
+    let bench = Bench::open("pipe")?;
+    for (by, options) in [
+        (Old, "-F -l -d 17"),
+        (New, "-F -z -d 17"),
+        (Old, "-F -E -d 17"),
+    ] {
+        bench
+            .lists_the_same_through_a_pipe(&bench.make(by, options)?)
+            .with_context(|| format!("{by:?} makedumpfile {options}"))?;
+    }
+    bench.lists_the_same_through_a_pipe(&bench.saved("hostdump"))
+}
+
+#[test]
+#[ignore = "needs the lab: scripts/test"]
 fn a_guest_and_a_process_have_the_same_memory_in_every_format() -> Result<()> {
     let bench = Bench::open("guest")?;
     let wanted = bench::memory_of(bench.saved("vmcore").open()?)?;
