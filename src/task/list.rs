@@ -23,6 +23,7 @@ pub struct ProcessSummary {
     /// Real user.
     pub uid: u32,
     /// As `ps` shows it: R, S, D, T, t, Z, X, I or ?.
+    #[serde(rename = "state_char")]
     pub state: char,
     /// Number of its threads.
     pub threads: u32,
