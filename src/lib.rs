@@ -24,17 +24,22 @@
 //! * [`extract`] puts what those two know into a dataset and hands out its pages,
 //!   from the dump or from a directory.
 //! * [`restore`] makes it live again on this host.
+//! * [`bare`] runs a guest alone, under a VMM of its own with nothing but a serial
+//!   port: for a look inside.
 //! * [`cli`] is what the person asked and what they see.
+//! * [`phases`] says where the time goes.
 //! * [`sys`] holds all the `unsafe` there is.
 #![deny(unsafe_code)]
 #![allow(missing_docs)]
 
+pub mod bare;
 pub mod cli;
 pub mod dataset;
 pub mod dump;
 pub mod extract;
 pub mod guest;
 pub mod kernel;
+pub mod phases;
 pub mod restore;
 pub mod sys;
 pub mod task;

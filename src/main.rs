@@ -6,6 +6,11 @@ use tracing_subscriber::filter::LevelFilter;
 use vmrestore::cli::{Cli, run};
 
 fn main() -> ExitCode {
+    vmrestore::phases::begin();
+    // What the kernel gives its first program is no command line of ours.
+    if vmrestore::cli::init::is_init() {
+        vmrestore::cli::init::run();
+    }
     let cli = Cli::parse();
     let level = match cli.verbose {
         0 => LevelFilter::WARN,

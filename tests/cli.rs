@@ -89,7 +89,9 @@ fn a_healthy_host_can_be_checked_without_a_dump() {
             "capture kernel",
             "crashkernel",
             "dump level",
-            "kernel types"
+            "kernel types",
+            "keeper",
+            "in place"
         ]
     );
 }

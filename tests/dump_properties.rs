@@ -207,6 +207,15 @@ fn check(case: &Case) -> Result<(), TestCaseError> {
             pfn
         );
     }
+    for pfn in 0..frames + 3 {
+        for most in [1, 5, 1 << 20] {
+            let (state, count) = dump.page_states(pfn as u64, most);
+            prop_assert!((1..=most).contains(&count), "{} of {}", count, most);
+            for same in pfn..pfn + count as usize {
+                prop_assert_eq!(state, expected(same), "page frame {}", same);
+            }
+        }
+    }
     let counts = dump.page_counts();
     let (present, filtered, not_ram) = machine.counts();
     prop_assert_eq!(

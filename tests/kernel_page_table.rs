@@ -237,3 +237,47 @@ fn large_pages_of_more_memory_than_there_is_end() {
         .unwrap_err();
     assert!(error.to_string().contains("large pages map"), "{error}");
 }
+
+/// Many tables side by side are read at once; one that is missing takes none of the others along.
+#[test]
+fn many_tables_side_by_side() {
+    for missing in [None, Some(17)] {
+        let (kernel, pgd) = open(false, |tiny, top| {
+            for n in 0..40u64 {
+                // The first has no page of the range that is asked for, the last two.
+                let page = if n == 0 { 0x1000 } else { 0x1f_f000 };
+                tiny.map(top, (n << 21) + page, 12, (0x21_0000 + (n << 12)) | PRESENT);
+                if Some(n) == missing {
+                    let lost = (tiny.heap(&[], 4096) >> 12) - 1;
+                    tiny.memory.missing.push(lost);
+                }
+            }
+            tiny.map(top, (39 << 21) + 0x2000, 12, 0x30_0000 | PRESENT);
+            // In between: nothing, a large page.
+            tiny.map(top, 60 << 21, 21, 0x20_0000 | PRESENT | 0x80);
+            tiny.map(top, 61 << 21, 12, 0x31_0000 | PRESENT);
+        });
+        let space = AddressSpace::new(&kernel, pgd).unwrap();
+        let found = mappings(&space, 0x3000, 1 << 30);
+        let mut expected: Vec<(u64, u64, Option<u64>)> = (1..39u64)
+            .map(|n| match Some(n) == missing {
+                true => (n << 21, 1 << 21, None),
+                false => ((n << 21) + 0x1f_f000, 0x1000, Some(0x210 + n)),
+            })
+            .collect();
+        expected.extend([
+            ((39 << 21) + 0x2000, 0x1000, Some(0x300)),
+            ((39 << 21) + 0x1f_f000, 0x1000, Some(0x237)),
+            (60 << 21, 1 << 21, Some(0x200)),
+            (61 << 21, 0x1000, Some(0x310)),
+        ]);
+        let found: Vec<_> = found
+            .iter()
+            .map(|mapping| match &mapping.entry {
+                Entry::Present(present) => (mapping.va, mapping.len, Some(present.pfn)),
+                _ => (mapping.va, mapping.len, None),
+            })
+            .collect();
+        assert_eq!(found, expected);
+    }
+}

@@ -151,6 +151,32 @@ fn guests_and_a_process_go_on_after_the_host_has_died() -> Result<()> {
     judged_good(host, LINES)
 }
 
+/// The guests and the program run before their memory is there, and cannot tell.
+#[test]
+#[ignore = "needs the lab: scripts/test"]
+fn they_go_on_while_their_memory_arrives() -> Result<()> {
+    let (mut host, dump) = reboot("main")?;
+    for command in ["guests", "process"] {
+        let who = if command == "process" { "pid:4911" } else { "" };
+        let command = format!("vmrestore --json {command} /dump/hostdump {who} --memory lazy");
+        let output = restored(host.run(&command, RESTORE)?, &command)?;
+        let report: Value = serde_json::from_str(&output.stdout)?;
+        for result in report["results"].as_array().into_iter().flatten() {
+            ensure!(result["verdict"] == "running", "{result}");
+            let memory = &result["memory"];
+            println!(
+                "{}: {} ms, {memory}",
+                result["name"], result["milliseconds"]
+            );
+            ensure!(
+                memory["how"] == "lazy" && memory["arrived_bytes"] == memory["lazy_bytes"],
+                "{memory}"
+            );
+        }
+    }
+    go_on(host, &dump)
+}
+
 #[test]
 #[ignore = "needs the lab: scripts/test"]
 fn what_cannot_be_restored_is_refused_and_nothing_is_changed() -> Result<()> {

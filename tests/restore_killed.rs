@@ -1,5 +1,7 @@
 //! `kill -9` of vmrestore at any moment of a restore: nothing of the process is
-//! left, and the same command run again brings it back.
+//! left, and the same command run again brings it back. A file has pages that
+//! were not on the disk when the host died: in the end it has them all, and what
+//! was cut off in the middle of writing them was not taken for a stranger's work.
 //!
 //! Needs root and a C compiler, as tests/restore_live.rs.
 
@@ -10,9 +12,11 @@ mod living;
 
 use living::{Killed, Living, assert_unbroken, root_or_say_so};
 use std::fs;
-use std::path::Path;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
+use vmrestore::dataset::{Inode, InodeKind, ObjectId};
 
 const KILLS: u32 = 50;
 
@@ -40,7 +44,7 @@ fn killed_at_any_moment_it_can_be_run_again() {
         return;
     }
     let mut noise = 0x9e37_79b9_u64;
-    let (mut killed, mut too_late) = (0, 0);
+    let (mut killed, mut too_late, mut writing) = (0, 0, 0);
     // How long a restore takes here, learnt on the way.
     let mut whole = Duration::from_millis(300);
     while killed < KILLS {
@@ -51,6 +55,7 @@ fn killed_at_any_moment_it_can_be_run_again() {
         taken.dataset.crash_id = "killed".into();
         let before = living.ticks();
         let work = tempfile(pid);
+        let (file, content) = unwritten(&mut taken, &work, noise);
         vmrestore::extract::directory::write(&taken.dataset, &taken.memory, &work.join("dataset"))
             .expect("written");
         // As often as it is killed in time, the same dataset is tried again.
@@ -77,6 +82,7 @@ fn killed_at_any_moment_it_can_be_run_again() {
                 whole = whole.mul_f64(0.8);
             } else {
                 killed += 1;
+                writing += u32::from(intentions(&work) > 0);
                 whole = whole.mul_f64(1.1);
             }
         }
@@ -92,6 +98,11 @@ fn killed_at_any_moment_it_can_be_run_again() {
         let guard = Killed(record(pid, &work).expect("the journal knows it").0);
         let after = living.await_ticks(before.len() + 10);
         assert_unbroken(&after, pid);
+        assert!(
+            fs::read(&file).expect("the file") == content,
+            "pages were lost"
+        );
+        assert_eq!(intentions(&work), 0, "an intention stays behind");
         let again = restore(&work).output().expect("runs");
         assert_eq!(
             again.status.code(),
@@ -106,7 +117,68 @@ fn killed_at_any_moment_it_can_be_run_again() {
         }
         fs::remove_dir_all(&work).expect("cleans up");
     }
-    eprintln!("{killed} kills in time, {too_late} too late");
+    eprintln!("{killed} kills in time, {writing} of them while it wrote back; {too_late} too late");
+}
+
+/// Files that the journal says were being written to.
+fn intentions(work: &Path) -> usize {
+    fs::read_dir(work.join("state/killed"))
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter(|e| e.file_name().to_string_lossy().starts_with("touching"))
+        .count()
+}
+
+/// Adds to the dataset a file of which most pages are in the dump alone, every
+/// other run of them, and which the dead host had made longer. Gives its path
+/// and what it must hold in the end.
+fn unwritten(taken: &mut live::Taken, work: &Path, noise: u64) -> (PathBuf, Vec<u8>) {
+    const OLD: usize = 4 << 20;
+    const NEW: usize = (12 << 20) - 1000;
+    const RUN: usize = 64 << 12;
+    let path = work.join("file");
+    fs::write(&path, vec![b'x'; OLD]).expect("writes");
+    fs::File::open(&path)
+        .and_then(|f| f.sync_all())
+        .expect("syncs");
+    let mut content = vec![b'x'; OLD];
+    content.resize(NEW.next_multiple_of(4096), 0);
+    let mut dirty = Vec::new();
+    for (n, run) in content.chunks_mut(RUN).enumerate().step_by(2) {
+        for (i, byte) in run.iter_mut().enumerate() {
+            *byte = (noise >> (i % 56)) as u8 ^ i as u8 ^ n as u8;
+        }
+        dirty.push(taken.memory.store((n * RUN) as u64, run));
+    }
+    content.truncate(NEW);
+    let meta = fs::metadata(&path).expect("stats");
+    let time = meta.mtime() * 1_000_000_000 + meta.mtime_nsec();
+    taken.dataset.inodes.push(Inode {
+        id: ObjectId(1 << 50),
+        path: path.display().to_string(),
+        device: "vda".into(),
+        fs_uuid: None,
+        fs_type: "ext4".into(),
+        number: meta.ino(),
+        generation: None,
+        kind: InodeKind::Regular,
+        mode: meta.mode(),
+        uid: 0,
+        gid: 0,
+        links: 1,
+        size: NEW as u64,
+        // A change from here on is later than what the dead host knew of.
+        mtime_ns: time,
+        ctime_ns: time,
+        writable: true,
+        dirty,
+        uncommitted: Vec::new(),
+        blocks: Vec::new(),
+        block: None,
+        newborn: false,
+    });
+    (path, content)
 }
 
 /// Whether the process runs although vmrestore was killed. What dies with it
@@ -131,7 +203,7 @@ fn record(pid: i32, work: &Path) -> Option<(i32, bool)> {
     Some((here, record.get("running")?.as_bool()?))
 }
 
-fn tempfile(pid: i32) -> std::path::PathBuf {
+fn tempfile(pid: i32) -> PathBuf {
     let dir = std::env::temp_dir().join(format!("vmrestore-killed-{pid}-work"));
     let _ = fs::remove_dir_all(&dir);
     fs::create_dir_all(&dir).expect("a directory");

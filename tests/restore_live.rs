@@ -14,7 +14,9 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
-use vmrestore::dataset::{IntervalTimer, MappingKind, PageSource, SignalStack};
+use vmrestore::dataset::{
+    IntervalTimer, MappingKind, Namespace, NamespaceKind, PageSource, SignalStack,
+};
 use vmrestore::restore::{Options, RestoreError, prepare};
 
 /// PIDs are the machine's, and tests want theirs: one at a time.
@@ -448,4 +450,32 @@ fn prepares_and_waits() {
     let _ = fs::remove_dir_all(&living.dir);
     println!("PREPARED {}", prepared.processes()[0].pid);
     std::thread::sleep(Duration::from_secs(60));
+}
+
+#[test]
+fn a_first_process_with_threads_is_taken_down_again() {
+    let _one = ONE_AT_A_TIME.lock().unwrap_or_else(|e| e.into_inner());
+    if !root_or_say_so() {
+        return;
+    }
+    let mut living = Living::start("first", "living");
+    let mut taken = living.take();
+    living.kill();
+    // As if it had been PID 1 of a namespace: its last thread waits for all others to be reaped.
+    let process = &mut taken.dataset.processes[0];
+    process.ns_pid = 1;
+    for (number, thread) in process.threads.iter_mut().enumerate() {
+        thread.ns_tid = number as i32 + 1;
+    }
+    assert!(process.threads.len() > 2);
+    for kind in [NamespaceKind::Pid, NamespaceKind::Mount] {
+        process.namespaces.own.push(Namespace { kind, number: 1 });
+    }
+    let prepared = prepare(&taken.dataset, &taken.memory, &Options::default()).expect("prepared");
+    let pid = prepared.processes()[0].pid;
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("its status");
+    let ids = status.lines().find(|l| l.starts_with("NSpid:"));
+    assert!(ids.is_some_and(|ids| ids.ends_with("\t1")), "{ids:?}");
+    drop(prepared);
+    assert!(!Path::new(&format!("/proc/{pid}")).exists());
 }

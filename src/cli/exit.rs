@@ -3,6 +3,7 @@
 use crate::dump::ReadError;
 use crate::extract::ExtractError;
 use crate::extract::directory::DirectoryError;
+use crate::guest::GuestError;
 use crate::restore::RestoreError;
 use crate::restore::disks::DiskError;
 use crate::restore::journal::JournalError;
@@ -77,7 +78,7 @@ impl Failure {
         }
     }
 
-    fn from_error(exit: Exit, hint: String, error: impl Into<anyhow::Error>) -> Self {
+    pub(super) fn from_error(exit: Exit, hint: String, error: impl Into<anyhow::Error>) -> Self {
         Self {
             exit,
             error: error.into(),
@@ -88,7 +89,11 @@ impl Failure {
 
 impl From<ExtractError> for Failure {
     fn from(e: ExtractError) -> Self {
-        Self::from_error(Exit::Unreadable, e.hint().to_owned(), e)
+        let exit = match &e {
+            ExtractError::Guest(GuestError::Unsupported { .. }) => Exit::Refused,
+            _ => Exit::Unreadable,
+        };
+        Self::from_error(exit, e.hint().to_owned(), e)
     }
 }
 
@@ -96,6 +101,14 @@ impl From<DirectoryError> for Failure {
     fn from(e: DirectoryError) -> Self {
         let (exit, hint) = match &e {
             DirectoryError::NotEmpty { .. } => (Exit::Refused, "name a new directory with -o"),
+            DirectoryError::Io { what, .. } if ["open", "read", "list"].contains(what) => (
+                Exit::Unreadable,
+                "`vmrestore extract DUMP SELECTOR -o DIR` writes such a directory",
+            ),
+            DirectoryError::Damaged { .. } => (
+                Exit::Unreadable,
+                "copy it again, or extract it anew from the dump: what is in it cannot be trusted",
+            ),
             DirectoryError::Io { .. } => (
                 Exit::Failed,
                 "nothing is left of it; mend the cause and run it again",
@@ -119,6 +132,14 @@ impl From<JournalError> for Failure {
             JournalError::AlreadyRestored { .. } => (
                 Exit::Refused,
                 "two copies on one disk destroy it; if the first one is gone for good and you know its disk is fit, say --force",
+            ),
+            JournalError::InPlace { .. } => (
+                Exit::Refused,
+                "it goes on, or went on, in the capture kernel; if it is gone for good, start it anew from its disk",
+            ),
+            JournalError::FrameTaken { .. } => (
+                Exit::Refused,
+                "no two guests run in one page of memory: of the two only the first can go on",
             ),
             JournalError::Busy { .. } => (Exit::Refused, "wait until it has finished"),
             JournalError::BadIdentity { .. } => (Exit::Refused, "the dump's headers are damaged"),
@@ -147,6 +168,7 @@ impl From<RestoreError> for Failure {
             RestoreError::PagesMissing { .. }
             | RestoreError::FileChanged { .. }
             | RestoreError::Unsupported { .. }
+            | RestoreError::Refused { .. }
             | RestoreError::NotExact { .. } => Exit::Refused,
             RestoreError::Vdso { .. } | RestoreError::PidTaken { .. } => Exit::HostCannot,
             _ => Exit::Failed,

@@ -4,11 +4,12 @@ use super::args::DumpArgs;
 use super::exit::{Exit, Failure};
 use super::open;
 use super::output::print_json;
+use super::sets;
 use super::table::{Table, bytes};
 use crate::dump::PAGE_SIZE;
 use crate::extract::coverage::{Coverage, State};
 use crate::guest::GuestSummary;
-use crate::task::ProcessSummary;
+use crate::task::{ProcessSummary, Together};
 use serde::Serialize;
 
 /// The JSON document.
@@ -19,6 +20,8 @@ struct Listing<'a> {
     kernel: &'a str,
     guests: Vec<GuestLine>,
     processes: Vec<ProcessLine>,
+    /// Which of them share what: restored without each other, they are cut apart.
+    together: &'a [Together],
 }
 
 #[derive(Serialize)]
@@ -78,6 +81,8 @@ pub fn run(dump: &DumpArgs, all: bool, json: bool) -> Result<Exit, Failure> {
             ProcessLine { state, process }
         })
         .collect();
+    // What cannot be read ties nobody.
+    let together = dead.together().unwrap_or_default();
     if json {
         let document = Listing {
             schema_version: super::SCHEMA_VERSION,
@@ -85,26 +90,18 @@ pub fn run(dump: &DumpArgs, all: bool, json: bool) -> Result<Exit, Failure> {
             kernel: dead.kernel().release(),
             guests,
             processes,
+            together: &together,
         };
         print_json(&document)?;
     } else {
         print_guests(&guests);
-        print_processes(&processes);
+        print_processes(&processes, &together);
     }
     Ok(Exit::Done)
 }
 
-/// Why this kind of guest cannot be restored, if it cannot.
-pub fn unsupported(guest: &GuestSummary) -> Option<String> {
-    match guest.vendor.as_str() {
-        "svm" => None,
-        "vmx" => Some("guests of Intel hosts are not supported yet".into()),
-        other => Some(format!("guests of {other:?} hosts are not supported")),
-    }
-}
-
 fn guest_state(guest: &GuestSummary, coverage: Option<Coverage>) -> State {
-    if unsupported(guest).is_some() {
+    if guest.unsupported.is_some() {
         return State::Unsupported;
     }
     coverage.map_or(State::Unreadable, |c| c.state())
@@ -140,7 +137,17 @@ fn print_guests(guests: &[GuestLine]) {
     println!();
 }
 
-fn print_processes(processes: &[ProcessLine]) {
+/// The first few numbers.
+fn few(pids: &std::collections::BTreeSet<i32>) -> String {
+    const MOST: usize = 5;
+    let mut words: Vec<String> = pids.iter().take(MOST).map(i32::to_string).collect();
+    if pids.len() > MOST {
+        words.push("…".into());
+    }
+    words.join(" ")
+}
+
+fn print_processes(processes: &[ProcessLine], together: &[Together]) {
     let mut table = Table::new(&[
         ("PID", true),
         ("PPID", true),
@@ -149,7 +156,9 @@ fn print_processes(processes: &[ProcessLine]) {
         ("RSS", true),
         ("STATE", false),
         ("COMMAND", false),
+        ("TOGETHER WITH", false),
     ]);
+    let ties = sets::by_process(together);
     for line in processes {
         let p = &line.process;
         let comm = if p.kernel_thread {
@@ -165,6 +174,7 @@ fn print_processes(processes: &[ProcessLine]) {
             bytes(p.rss_pages.saturating_mul(PAGE_SIZE)),
             line.state.to_string(),
             comm,
+            ties.get(&p.pid).map_or_else(String::new, few),
         ]);
     }
     table.print();

@@ -2,19 +2,31 @@
 //!
 //! Data goes to stdout, talk to stderr. Each command is a file of its own.
 
+mod after_panic;
 mod args;
+mod arriving;
+mod bare;
 mod bring_back;
+mod catch_up;
 mod check;
 mod exit;
+mod in_place;
 mod list;
 mod open;
 mod output;
+mod pick;
+mod prepare;
 mod report;
 mod select;
+mod sets;
 mod show;
+mod stored;
 mod table;
+mod this_host;
+mod write_core;
 mod write_out;
 
+pub use after_panic::init;
 pub use args::Cli;
 pub use exit::{Exit, Failure};
 
@@ -35,13 +47,31 @@ pub fn run(cli: &Cli) -> Exit {
         Command::Guests {
             dump,
             selectors,
+            bare,
             options,
-        } => bring_back::guests(dump, selectors, options, cli.json),
-        Command::Process {
+            ..
+        } if bare.bare => bare::guest(dump, selectors, bare, options, cli.json),
+        Command::Guests {
             dump,
             selectors,
             options,
-        } => bring_back::processes(dump, selectors, options, cli.json),
+            in_place,
+            plan,
+            ..
+        } => {
+            let options = args::RestoreArgs {
+                in_place: *in_place,
+                plan: plan.clone(),
+                ..options.clone()
+            };
+            bring_back::guests(dump, selectors, &options, cli.json)
+        }
+        Command::Process {
+            dump,
+            selectors,
+            sets,
+            options,
+        } => bring_back::processes(dump, selectors, sets, options, cli.json),
         Command::List { dump, all } => list::run(dump, *all, cli.json),
         Command::Show { dump, selector } => show::run(dump, selector, cli.json),
         Command::Check {
@@ -53,10 +83,20 @@ pub fn run(cli: &Cli) -> Exit {
             dump,
             selectors,
             output,
-        } => write_out::run(dump, selectors, output, cli.json),
-        Command::Restore { directory, options } => {
-            bring_back::directory(directory, options, cli.json)
-        }
+            core: true,
+            force,
+            ..
+        } => write_core::run(dump, selectors, output, *force, cli.json),
+        Command::Extract {
+            dump,
+            selectors,
+            sets,
+            output,
+            ..
+        } => write_out::run(dump, selectors, sets, output, cli.json),
+        Command::Restore { directory, options } => stored::all(directory, options, cli.json),
+        Command::Prepare { options } => prepare::run(options, cli.json),
+        Command::AfterPanic { options } => after_panic::run(options),
     };
     result.unwrap_or_else(|failure| {
         failure.print();

@@ -4,8 +4,8 @@ use super::args::DumpArgs;
 use super::exit::{Exit, Failure};
 use super::open;
 use super::output::print_json;
-use super::select;
 use super::table::{Table, bytes, utc};
+use super::{select, sets};
 use crate::dataset::{
     Dataset, Fidelity, FidelityLevel, FileKind, MappingKind, OpenFile, Process, Vm,
 };
@@ -35,6 +35,7 @@ pub fn run(dump: &DumpArgs, selector: &str, json: bool) -> Result<Exit, Failure>
         println!();
         print_process(&dataset, process);
     }
+    print_ties(&dead, pid)?;
     for vm in &dataset.vms {
         println!();
         print_vm(vm);
@@ -42,6 +43,34 @@ pub fn run(dump: &DumpArgs, selector: &str, json: bool) -> Result<Exit, Failure>
     println!();
     print_fidelity(&dataset.fidelity);
     Ok(Exit::Done)
+}
+
+/// With whom it shares what, and who its children are: without them it is cut
+/// from them.
+fn print_ties(dead: &DeadHost, pid: i32) -> Result<(), Failure> {
+    let together = dead.together().unwrap_or_default();
+    let processes = dead.processes()?;
+    let name = |pid: i32| {
+        let process = processes.iter().find(|p| p.pid == pid);
+        format!("{pid} ({})", process.map_or("?", |p| p.comm.as_str()))
+    };
+    let names = |pids: &[i32]| -> String {
+        const MOST: usize = 8;
+        let mut words: Vec<String> = pids.iter().take(MOST).map(|pid| name(*pid)).collect();
+        if let Some(more) = pids.len().checked_sub(MOST).filter(|more| *more > 0) {
+            words.push(format!("and {more} more"));
+        }
+        words.join(", ")
+    };
+    for (shared, others) in sets::cut(&together, &[pid]) {
+        println!("together   shares {} with {}", shared.by, names(&others));
+    }
+    let of = |p: &&crate::task::ProcessSummary| p.ppid == pid;
+    let children: Vec<i32> = processes.iter().filter(of).map(|p| p.pid).collect();
+    if !children.is_empty() {
+        println!("children   {}", names(&children));
+    }
+    Ok(())
 }
 
 /// The PID that a selector means.
@@ -163,10 +192,14 @@ fn kind_name(file: &OpenFile) -> &'static str {
         FileKind::UnixSocket(_) => "unix",
         FileKind::InetSocket(_) => "inet",
         FileKind::Memfd { .. } => "memfd",
+        FileKind::MessageQueue { .. } => "mqueue",
         FileKind::KvmSystem => "kvm",
         FileKind::KvmVm { .. } => "kvm-vm",
         FileKind::KvmVcpu { .. } => "kvm-vcpu",
         FileKind::Tun { .. } => "tun",
+        FileKind::Vhost(_) => "vhost",
+        FileKind::PidFd { .. } => "pidfd",
+        FileKind::Inotify { .. } => "inotify",
         FileKind::Unsupported { .. } => "unsupported",
     }
 }

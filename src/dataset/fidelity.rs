@@ -15,6 +15,10 @@ pub enum FidelityLevel {
     Lost,
 }
 
+/// The fidelity report's word for general registers; what has lost them would be corrupted if it ran
+/// on.
+pub const REGISTERS: &str = "registers";
+
 /// One line of the fidelity report.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Fidelity {
@@ -29,6 +33,20 @@ pub struct Fidelity {
 }
 
 impl Fidelity {
+    /// State that is exact where one would not expect it.
+    pub fn exact(
+        subject: impl Into<String>,
+        what: impl Into<String>,
+        how: impl Into<String>,
+    ) -> Self {
+        Self {
+            level: FidelityLevel::Exact,
+            subject: subject.into(),
+            what: what.into(),
+            how: how.into(),
+        }
+    }
+
     /// Lost state: it is in no dump.
     pub fn lost(
         subject: impl Into<String>,

@@ -1,17 +1,22 @@
 //! Open files, pipes, and the inodes behind them.
 
 use super::hex::u64_hex;
-use super::{Blob, ObjectId, PageRun};
+use super::{
+    Blob, BlockDevice, InetSocket, ObjectId, PageRun, TapLink, TerminalEnd, UnixListener, Vhost,
+};
 use serde::{Deserialize, Serialize};
-use std::net::SocketAddr;
 
 /// An open file description (`struct file`).
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct OpenFile {
     pub id: ObjectId,
-    /// Path from the process's root; for nameless files what
-    /// `/proc/PID/fd` would show.
+    /// Path from the root of the process's mount namespace; for nameless files
+    /// what `/proc/PID/fd` would show.
     pub path: String,
+    /// The path is one of the host's mount namespace, and the process was in
+    /// another.
+    #[serde(default)]
+    pub of_host: bool,
     /// Its name was unlinked.
     pub deleted: bool,
     /// `f_flags`: O_* of the open call, less O_CREAT, O_EXCL and so on.
@@ -33,6 +38,9 @@ pub struct FileOwner {
     /// Positive: a PID; negative: a process group.
     pub pid: i32,
     pub signal: i32,
+    /// A thread alone is told (F_OWNER_TID), and `pid` is its ID.
+    #[serde(default)]
+    pub thread: bool,
 }
 
 /// One lock.
@@ -50,6 +58,8 @@ pub enum FileLock {
     Ofd { write: bool, start: u64, end: u64 },
     /// flock().
     Flock { write: bool },
+    /// fcntl(F_SETLEASE).
+    Lease { write: bool },
 }
 
 /// What kind of thing is open.
@@ -67,12 +77,18 @@ pub enum FileKind {
         major: u32,
         minor: u32,
     },
-    /// A terminal; `termios` is the kernel's `struct ktermios`, when read.
+    /// A terminal; `termios` is the kernel's `struct ktermios`, when read (of a
+    /// pseudo-terminal's master: its slave's), `window` its `struct winsize`.
     Tty {
         major: u32,
         minor: u32,
         termios: Option<Blob>,
         pty_index: Option<u32>,
+        #[serde(default)]
+        window: Option<Blob>,
+        /// Of a pseudo-terminal: what is in it.
+        #[serde(default)]
+        inside: Option<Box<TerminalEnd>>,
     },
     /// A named pipe on a file system, or an end of an anonymous one.
     Pipe {
@@ -109,6 +125,10 @@ pub enum FileKind {
     Memfd {
         memory: ObjectId,
     },
+    /// A POSIX message queue (in `Dataset::message_queues`).
+    MessageQueue {
+        queue: ObjectId,
+    },
     /// /dev/kvm.
     KvmSystem,
     /// A virtual machine (`Vm::id`).
@@ -128,8 +148,28 @@ pub enum FileKind {
         offloads: u32,
         sndbuf: i32,
         persist: bool,
+        /// TUNSETQUEUE: the queue was taken out of service.
+        #[serde(default)]
+        detached: bool,
+        /// The interface itself. The same for all of its queues.
+        #[serde(default)]
+        link: Option<Box<TapLink>>,
     },
-    /// A pidfd, inotify, socket, or other thing not handled (yet): the name of
+    /// The kernel's half of a virtio device.
+    Vhost(Vhost),
+    /// A process, or with `thread` one thread of it.
+    PidFd {
+        pid: i32,
+        thread: bool,
+        /// It had ended, and been waited for.
+        ended: bool,
+    },
+    /// An inotify instance; `queued` events had not been read.
+    Inotify {
+        watches: Vec<InotifyWatch>,
+        queued: u32,
+    },
+    /// A fanotify instance, socket, or other thing not handled (yet): the name of
     /// its `file_operations`, and its private data's address.
     Unsupported {
         operations: String,
@@ -156,8 +196,26 @@ pub struct Pipe {
     pub capacity: u64,
     /// What was written and not read.
     pub content: Blob,
+    /// Parts of `content` that are read one at a time: what was written with
+    /// O_DIRECT. The rest is a stream. First byte and length.
+    #[serde(default)]
+    pub packets: Vec<(u64, u64)>,
     /// Every end of it is held by the processes of this dataset.
     pub closed_set: bool,
+}
+
+impl Pipe {
+    /// Its first bytes have gone.
+    pub fn drop_first(&mut self, bytes: u64) {
+        let bytes = bytes.min(self.content.0.len() as u64);
+        self.content.0.drain(..usize::try_from(bytes).unwrap_or(0));
+        self.packets.retain_mut(|(first, len)| {
+            let gone = bytes.saturating_sub(*first).min(*len);
+            *first = first.saturating_sub(bytes);
+            *len -= gone;
+            *len > 0
+        });
+    }
 }
 
 /// One watch of an epoll instance (`struct epitem`).
@@ -171,55 +229,27 @@ pub struct EpollWatch {
     pub events: u32,
     #[serde(with = "u64_hex")]
     pub data: u64,
+    /// It was on the ready list, or may have been: an edge that nobody has
+    /// been told of yet. Without it an edge-triggered watch whose readiness
+    /// was told must not be told again.
+    #[serde(default = "pending")]
+    pub pending: bool,
 }
 
-/// A UNIX socket.
+/// An edge too many does no harm, one too few does.
+fn pending() -> bool {
+    true
+}
+
+/// One watch of an inotify instance.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct UnixListener {
-    /// `struct sock`'s identity.
-    pub socket: ObjectId,
-    /// SOCK_STREAM 1, SOCK_DGRAM 2, SOCK_SEQPACKET 5.
-    pub socket_type: i32,
-    /// `sun_path`, without a trailing NUL; an abstract name starts with NUL.
-    /// Empty: unnamed.
-    pub address: Blob,
-    pub state: UnixState,
-}
-
-/// What a UNIX socket was doing.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-#[allow(missing_docs)]
-pub enum UnixState {
-    Unconnected,
-    Listening {
-        backlog: u32,
-    },
-    /// `peer` is the other `struct sock`; it is in the same dataset or gone.
-    Connected {
-        peer: ObjectId,
-    },
-}
-
-/// A TCP or UDP socket over IPv4 or IPv6.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct InetSocket {
-    /// AF_INET 2, AF_INET6 10.
-    pub family: i32,
-    /// SOCK_STREAM 1, SOCK_DGRAM 2.
-    pub socket_type: i32,
-    /// IPPROTO_TCP 6, IPPROTO_UDP 17.
-    pub protocol: i32,
-    /// Where it is bound; port 0: nowhere.
-    pub local: SocketAddr,
-    /// Whom it is connected to.
-    pub remote: Option<SocketAddr>,
-    /// Of a listener: how many connections may wait.
-    pub backlog: Option<u32>,
-    /// SO_REUSEADDR, SO_REUSEPORT, IPV6_V6ONLY.
-    pub reuse_address: bool,
-    pub reuse_port: bool,
-    pub v6only: bool,
+pub struct InotifyWatch {
+    /// Its number (`wd`).
+    pub number: i32,
+    /// What is watched, from the process's root.
+    pub path: String,
+    /// IN_*.
+    pub mask: u32,
 }
 
 /// A file's inode: how to know it again on the disk, and what never got there.
@@ -240,6 +270,11 @@ pub struct Inode {
     pub kind: InodeKind,
     /// Permission and type bits.
     pub mode: u32,
+    /// Its owner.
+    #[serde(default)]
+    pub uid: u32,
+    #[serde(default)]
+    pub gid: u32,
     pub links: u32,
     /// `i_size`: what the file must be long after write-back. Bytes.
     pub size: u64,
@@ -252,8 +287,33 @@ pub struct Inode {
     pub dirty: Vec<PageRun>,
     /// Clean page-cache pages by byte offset whose way to the disk a journal
     /// had not committed: the disk has them, or something older.
+    ///
+    /// Of a block device: clean pages, which the device must hold.
     #[serde(default)]
     pub uncommitted: Vec<PageRun>,
+    /// Where the disk had the file's data, by offset, as far as the dead kernel
+    /// knew, where a journal had not committed all of it.
+    #[serde(default)]
+    pub blocks: Vec<BlockRun>,
+    /// Of a block device: which one it is.
+    #[serde(default)]
+    pub block: Option<BlockDevice>,
+    /// It was made right before the crash, and its file system's journal had not
+    /// committed that: the disk may have no such file. All that it held is in
+    /// `dirty` and `uncommitted`.
+    #[serde(default)]
+    pub newborn: bool,
+}
+
+/// A part of a file that was in one piece on its disk. Bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BlockRun {
+    /// Offset in the file.
+    pub start: u64,
+    /// Its length.
+    pub len: u64,
+    /// Offset on the device of the file system.
+    pub place: u64,
 }
 
 /// What kind of inode.

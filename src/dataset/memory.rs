@@ -1,7 +1,7 @@
 //! An address space: VMAs, and where the content of each page is.
 
-use super::ObjectId;
 use super::hex::u64_hex;
+use super::{AioContext, ObjectId};
 use serde::{Deserialize, Serialize};
 
 /// An address space (`struct mm_struct`).
@@ -49,8 +49,27 @@ pub struct Mm {
     pub dumpable: u32,
     /// `prctl(PR_SET_THP_DISABLE)`.
     pub thp_disabled: bool,
+    /// `prctl(PR_SET_MDWE)`: PR_MDWE_*; 0: not set.
+    #[serde(default)]
+    pub mdwe: u32,
+    /// `prctl(PR_SET_MEMORY_MERGE)`.
+    #[serde(default)]
+    pub memory_merge: bool,
     /// `oom_score_adj` of the process.
     pub oom_score_adj: i32,
+    /// `/proc/PID/coredump_filter`; `None`: not known.
+    #[serde(default)]
+    pub core_filter: Option<u32>,
+    /// Allocated protection keys, bit N for key N (`pkey_alloc`).
+    #[serde(default)]
+    pub protection_keys: u16,
+    /// What the process registered for with `membarrier`: `mm.membarrier_state`, MEMBARRIER_STATE_*
+    /// of Linux include/linux/sched/mm.h.
+    #[serde(default)]
+    pub membarrier: u32,
+    /// Asynchronous I/O contexts (`io_setup`), in the order of their numbers.
+    #[serde(default)]
+    pub aio: Vec<AioContext>,
 }
 
 /// One VMA (`struct vm_area_struct`).
@@ -63,7 +82,7 @@ pub struct Vma {
     #[serde(with = "u64_hex")]
     pub end: u64,
     /// The dead kernel's `vm_flags`, VM_* of include/linux/mm.h (x86-64).
-    /// PROT_* are its low three bits, VM_SHARED is 8.
+    /// PROT_* are its low three bits, VM_MAYSHARE is 0x80.
     #[serde(with = "u64_hex")]
     pub flags: u64,
     /// What is mapped.
@@ -73,6 +92,9 @@ pub struct Vma {
     /// anonymous memory: pages ever touched. A page without a run is the
     /// mapped object's page (or zero, where nothing is mapped).
     pub pages: Vec<PageRun>,
+    /// Bytes of its huge pages (hugetlb), 0 for ordinary pages.
+    #[serde(default)]
+    pub huge_page: u64,
 }
 
 /// What a VMA maps.
@@ -98,6 +120,15 @@ pub enum MappingKind {
     /// Shared memory without a name in a file system (in
     /// `Dataset::shared_memory`).
     Shared { memory: ObjectId, offset: u64 },
+    /// A System V segment, or a part of it.
+    Segment {
+        /// Its content (in `Dataset::shared_memory`).
+        memory: ObjectId,
+        /// Which `shmat` it is of: `shmdt` takes away all that one has made.
+        attachment: ObjectId,
+        /// Bytes.
+        offset: u64,
+    },
     /// The vDSO's code pages.
     Vdso,
     /// The vDSO's data pages.
@@ -111,6 +142,8 @@ pub enum MappingKind {
         path: String,
         offset: u64,
     },
+    /// The ring of an asynchronous I/O context (in `Mm::aio`).
+    AioRing,
     /// Something that cannot be made again; why.
     Unsupported { why: String },
 }
@@ -124,8 +157,8 @@ pub struct PageRun {
     pub start: u64,
     /// Number of 4 KiB pages, at least 1.
     pub count: u64,
-    /// Where their content is. For `Frame` and `Stored`, consecutive pages
-    /// have consecutive places.
+    /// Where their content is. For `Frame`, `InPlace` and `Stored`, consecutive
+    /// pages have consecutive places.
     pub content: PageContent,
 }
 
@@ -137,22 +170,59 @@ pub enum PageContent {
     Zero,
     /// In physical page frame N (PFN) of the dump.
     Frame(u64),
+    /// In physical page frame N, where the dead host's memory still stands (in kdump's capture
+    /// kernel): it is mapped from there, and never copied.
+    InPlace(u64),
     /// In the dataset's own memory file, at this byte offset.
     Stored(u64),
-    /// In slot `offset` (pages) of swap area `area`.
+    /// In slot `offset` (pages) of swap area `area` (in `Dataset::swap`).
     Swap { area: u32, offset: u64 },
+    /// This word, over and over: how zram and zswap keep such a page.
+    Filled(u64),
+    /// Compressed in the dump's memory, by zram or zswap. Never more than one
+    /// page to a run.
+    Packed {
+        by: Packing,
+        /// Compressed bytes.
+        len: u16,
+        /// Physical address of the first; they go on to the end of its page.
+        at: u64,
+        /// Physical address of those that do not fit there.
+        rest: u64,
+    },
     /// Not in the dump: makedumpfile's level left it out.
     Filtered,
     /// Not in the dump: the file ends before it.
     Truncated,
     /// In the dump, but damaged.
     Corrupt,
+    /// Where nothing of vmrestore can read it; the fidelity report says why.
+    OutOfReach,
+}
+
+/// How a page of swap is compressed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Packing {
+    /// It is not: 4096 bytes.
+    Raw,
+    /// The kernel's `lzo` and `lzo-rle`.
+    Lzo,
+    /// `lz4` and `lz4hc`: a block.
+    Lz4,
+    /// A frame.
+    Zstd,
+    /// Without a header.
+    Deflate,
 }
 
 impl PageContent {
     /// The content was there once and cannot be had from this dump.
     pub fn is_missing(&self) -> bool {
-        matches!(self, Self::Filtered | Self::Truncated | Self::Corrupt)
+        matches!(
+            self,
+            Self::Filtered | Self::Truncated | Self::Corrupt | Self::OutOfReach
+        )
     }
 }
 
@@ -172,6 +242,9 @@ pub struct SharedMemory {
     pub seals: u32,
     /// Its pages by byte offset; what is not here is zero.
     pub pages: Vec<PageRun>,
+    /// Bytes of its huge pages (hugetlbfs, MFD_HUGETLB), 0 for ordinary pages.
+    #[serde(default)]
+    pub huge_page: u64,
 }
 
 impl Vma {
@@ -190,8 +263,14 @@ impl Vma {
         (self.flags & 7) as i32
     }
 
-    /// MAP_SHARED (`VM_SHARED`).
+    /// Its protection key: `VM_PKEY_BIT0` to `VM_PKEY_BIT3`.
+    pub fn protection_key(&self) -> u64 {
+        self.flags >> 32 & 15
+    }
+
+    /// MAP_SHARED: `VM_MAYSHARE`. (`VM_SHARED` is not set in a shared mapping
+    /// of a file that was opened for reading. Linux mm/mmap.c.)
     pub fn shared(&self) -> bool {
-        self.flags & 8 != 0
+        self.flags & 0x80 != 0
     }
 }

@@ -13,38 +13,73 @@
 //! and will share one again. Times are nanoseconds. Addresses and bit masks
 //! are written as `"0x…"` strings in JSON.
 
+mod aio;
+mod block_device;
 mod fidelity;
 mod file;
+mod guest_memory;
 mod hex;
+mod kin;
 mod memory;
+mod message_queue;
+mod namespace;
+mod network;
+mod outside;
 mod page_source;
 mod process;
+mod resume;
+mod socket;
+mod swap;
+mod sysv;
+mod tcp;
+mod terminal;
 mod thread;
 mod vcpu;
 mod vm;
 
-pub use fidelity::{Fidelity, FidelityLevel};
+pub use aio::{AioContext, IO_EVENT};
+pub use block_device::{BlockDevice, place};
+pub use fidelity::{Fidelity, FidelityLevel, REGISTERS};
 pub use file::{
-    EpollWatch, FileKind, FileLock, FileOwner, InetSocket, Inode, InodeKind, OpenFile, Pipe,
-    PipeEnd, UnixListener, UnixState,
+    BlockRun, EpollWatch, FileKind, FileLock, FileOwner, Inode, InodeKind, InotifyWatch, OpenFile,
+    Pipe, PipeEnd,
 };
+pub use guest_memory::{Area, GuestMemory, PlacedSlot, Stretch, StretchContent};
 pub use hex::{Blob, ObjectId, u64_hex};
-pub use memory::{MappingKind, Mm, PageContent, PageRun, SharedMemory, Vma};
-pub use page_source::{PageSource, PageSourceError};
-pub use process::{
-    Credentials, Fd, FsState, IntervalTimer, PosixTimer, Process, ResourceLimit, SigAction,
+pub use kin::{ControllingTerminal, Kin, Zombie};
+pub use memory::{MappingKind, Mm, Packing, PageContent, PageRun, SharedMemory, Vma};
+pub use message_queue::{MessageQueue, QueueNotice};
+pub use namespace::{Namespace, NamespaceKind, Namespaces};
+pub use network::{
+    HeardAddress, InterfaceAddress, Master, PortVlan, TapLink, Vhost, VhostDevice, VhostRegion,
+    VhostRing,
 };
+pub use outside::{Outside, Tie};
+pub use page_source::{PageSource, PageSourceError, PlainPages};
+pub use process::{
+    Credentials, Fd, FsState, IntervalTimer, LegacyCgroup, PosixTimer, Process, ResourceLimit,
+    SigAction,
+};
+pub use resume::{CallMemory, InFlightSyscall, LentWord, SyscallResume};
+pub use socket::{
+    Datagram, InetSocket, MulticastGroup, Rights, SocketFile, SocketOption, UnixListener,
+    UnixMessage, UnixState, UnixWaiting,
+};
+pub use swap::{SwapArea, SwapExtent, SwapFile};
+pub use sysv::{Semaphore, SemaphoreUndo, SysvKind, SysvMessage, SysvObject};
+pub use tcp::{TcpConnection, TcpPeer, TcpState, TcpTimestamp, TcpWaiting, TcpWindow};
+pub use terminal::TerminalEnd;
 pub use thread::{
-    InFlightSyscall, PendingSignal, RobustList, Rseq, RunState, Scheduling, SeccompState,
-    SignalStack, SyscallResume, Thread, UserRegs,
+    Controls, Deadline, Dispatch, PendingSignal, RobustList, Rseq, RunState, Scheduling,
+    SeccompState, SignalStack, Thread, UserRegs,
 };
 pub use vcpu::{
-    CpuidEntry, DebugRegs, ExitInFlight, Lapic, MsrEntry, Segment, SystemRegs, TablePointer, Vcpu,
-    VcpuActivity, VcpuEvents, VcpuRegs,
+    CpuidEntry, DebugRegs, ExitInFlight, Lapic, MmioPart, MsrEntry, Segment, SystemRegs,
+    TablePointer, Vcpu, VcpuActivity, VcpuEvents, VcpuRegs,
 };
 pub use vm::{
     CoalescedZone, IoApic, IoEventFd, IrqFd, IrqRoute, IrqRouteTarget, Irqchip, Memslot, MsrFilter,
-    MsrFilterRange, Pic, Pit, PitChannel, Vm, VmCaps, VmClock,
+    MsrFilterRange, Pic, Pit, PitChannel, PmuEventFilter, Vm, VmCaps, VmClock,
 };
 
 use serde::{Deserialize, Serialize};
@@ -64,6 +99,9 @@ pub struct Dataset {
     pub host: Host,
     /// The processes, parents before children.
     pub processes: Vec<Process>,
+    /// Children of `processes` that had ended and not been waited for.
+    #[serde(default)]
+    pub zombies: Vec<Zombie>,
     /// Every open file description (`struct file`) that a descriptor of
     /// `processes`, or a mapping, refers to.
     pub files: Vec<OpenFile>,
@@ -74,8 +112,20 @@ pub struct Dataset {
     pub inodes: Vec<Inode>,
     /// Shared anonymous memory (memfd, shmem, `MAP_SHARED|MAP_ANONYMOUS`).
     pub shared_memory: Vec<SharedMemory>,
+    /// System V IPC that `processes` used.
+    #[serde(default)]
+    pub sysv: Vec<SysvObject>,
+    /// POSIX message queues that `files` are of.
+    #[serde(default)]
+    pub message_queues: Vec<MessageQueue>,
     /// Virtual machines that `processes` own.
     pub vms: Vec<Vm>,
+    /// Processes that are not among `processes` and are tied to them.
+    #[serde(default)]
+    pub outside: Vec<Outside>,
+    /// Swap areas that pages of it were in.
+    #[serde(default)]
+    pub swap: Vec<SwapArea>,
     /// What is exact, what was reconstructed, what is lost.
     pub fidelity: Vec<Fidelity>,
 }

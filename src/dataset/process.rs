@@ -1,7 +1,7 @@
 //! A process: what its threads share.
 
 use super::hex::u64_hex;
-use super::{Blob, Mm, ObjectId, PendingSignal, Thread};
+use super::{Blob, Kin, Mm, Namespaces, ObjectId, PendingSignal, Thread};
 use serde::{Deserialize, Serialize};
 
 /// A process (a thread group).
@@ -38,10 +38,35 @@ pub struct Process {
     pub itimers: Vec<IntervalTimer>,
     /// `timer_create` timers.
     pub posix_timers: Vec<PosixTimer>,
+    /// `personality(2)`.
+    #[serde(default)]
+    pub personality: u32,
     /// `prctl(PR_SET_CHILD_SUBREAPER)`.
     pub child_subreaper: bool,
     /// The process was stopped by a signal (state T).
     pub stopped: bool,
+    /// What ties it to other processes.
+    #[serde(default)]
+    pub kin: Kin,
+    /// Those of its namespaces that were not its host's.
+    #[serde(default)]
+    pub namespaces: Namespaces,
+    /// Its cgroup in the unified hierarchy, from its host's root of that; empty:
+    /// not known.
+    #[serde(default)]
+    pub cgroup: String,
+    /// Those of the first version's hierarchies, where they were not the root.
+    #[serde(default)]
+    pub legacy_cgroups: Vec<LegacyCgroup>,
+}
+
+/// A cgroup of the first version.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct LegacyCgroup {
+    /// As `/proc/PID/cgroup` names it: `memory`, `cpu,cpuacct`, `name=systemd`.
+    pub hierarchy: String,
+    /// From the hierarchy's root.
+    pub path: String,
 }
 
 /// One entry of the descriptor table.
@@ -56,10 +81,18 @@ pub struct Fd {
 /// `struct fs_struct`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct FsState {
+    /// From the root of its mount namespace.
     pub cwd: String,
-    /// `/` but for a chroot.
+    /// The working directory had been deleted.
+    #[serde(default)]
+    pub cwd_deleted: bool,
+    /// Likewise: `/` but for a chroot.
     pub root: String,
     pub umask: u32,
+    /// Where the root of its mount namespace is seen by who restores it; empty:
+    /// that is its own root too.
+    #[serde(default)]
+    pub seen_at: String,
 }
 
 /// One `struct rlimit64`; `u64::MAX` is RLIM_INFINITY.

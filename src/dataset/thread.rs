@@ -1,7 +1,7 @@
 //! A thread: registers, FPU, signals, and how it goes on.
 
 use super::hex::u64_hex;
-use super::{Blob, Credentials};
+use super::{Blob, Credentials, InFlightSyscall, SyscallResume};
 use serde::{Deserialize, Serialize};
 
 /// A thread (`struct task_struct`).
@@ -48,6 +48,48 @@ pub struct Thread {
     pub pdeath_signal: i32,
     /// Nanoseconds; `prctl(PR_SET_TIMERSLACK)`.
     pub timer_slack_ns: u64,
+    /// What else it had set of itself.
+    #[serde(default)]
+    pub controls: Controls,
+    /// It is a first thread that had ended before the others; its wait status.
+    #[serde(default)]
+    pub ended: Option<i32>,
+}
+
+/// What a thread may set of itself by prctl(2) and arch_prctl(2), and seldom does.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Controls {
+    /// PR_SET_TSC: reading the time-stamp counter is a fault.
+    #[serde(default)]
+    pub tsc_faults: bool,
+    /// ARCH_SET_CPUID: so is CPUID.
+    #[serde(default)]
+    pub cpuid_faults: bool,
+    /// PR_MCE_KILL_SET: it is killed for a memory error early, or late.
+    #[serde(default)]
+    pub memory_error_early: Option<bool>,
+    /// PR_SET_IO_FLUSHER.
+    #[serde(default)]
+    pub io_flusher: bool,
+    /// PR_SET_SPECULATION_CTRL of store bypass and of indirect branches: PR_SPEC_*; 0: not set.
+    #[serde(default)]
+    pub speculation: [u32; 2],
+    /// PR_SET_SYSCALL_USER_DISPATCH.
+    #[serde(default)]
+    pub dispatch: Option<Dispatch>,
+}
+
+/// Which system calls of a thread are signals to itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Dispatch {
+    /// Calls from here are calls.
+    #[serde(with = "u64_hex")]
+    pub offset: u64,
+    #[serde(with = "u64_hex")]
+    pub len: u64,
+    /// The byte that turns it on and off.
+    #[serde(with = "u64_hex")]
+    pub selector: u64,
 }
 
 /// Where a thread was at the panic.
@@ -124,30 +166,6 @@ pub struct UserRegs {
     pub gs: u64,
 }
 
-/// A system call that was under way.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct InFlightSyscall {
-    /// x86-64 number.
-    pub number: u64,
-    /// Its name, where known.
-    pub name: String,
-    /// rdi, rsi, rdx, r10, r8, r9.
-    pub args: [u64; 6],
-}
-
-/// How a thread that was in a system call goes on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case", tag = "how")]
-pub enum SyscallResume {
-    /// It was in user mode: its registers are all.
-    UserMode,
-    /// The call is made again: rip is set back by the two bytes of the
-    /// instruction and rax to its number.
-    Reissue,
-    /// The call returns this value (`rax`), e.g. -EINTR.
-    Return { value: i64 },
-}
-
 /// A queued signal.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PendingSignal {
@@ -190,6 +208,13 @@ pub struct SeccompState {
     pub mode: u32,
     /// `struct sock_filter` arrays. Empty with mode 2: they could not be read.
     pub filters: Vec<Blob>,
+    /// SECCOMP_FILTER_FLAG_* of each filter; where there is none, 0.
+    #[serde(default)]
+    pub flags: Vec<u32>,
+    /// Why it cannot be brought back: the kernel kept no copy of a filter, or
+    /// one of them asks a supervisor.
+    #[serde(default)]
+    pub refused: Option<String>,
 }
 
 /// Scheduling attributes.
@@ -201,4 +226,20 @@ pub struct Scheduling {
     pub rt_priority: u32,
     /// CPUs it may run on; empty: all.
     pub affinity: Vec<u32>,
+    /// `ioprio_set`: class and priority of its input and output; 0: by its nice value.
+    #[serde(default)]
+    pub io_priority: u16,
+    /// Of SCHED_DEADLINE.
+    #[serde(default)]
+    pub deadline: Option<Deadline>,
+}
+
+/// What SCHED_DEADLINE grants a thread. Nanoseconds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Deadline {
+    pub runtime: u64,
+    pub deadline: u64,
+    pub period: u64,
+    /// SCHED_FLAG_*.
+    pub flags: u64,
 }

@@ -258,12 +258,25 @@ pub struct ExitInFlight {
     pub reason: u32,
     /// Name of the completion function, e.g. `complete_fast_pio_out`.
     pub completion: String,
-    /// MMIO only: pieces of the access that were to follow the one in the
-    /// kvm_run page (`mmio_nr_fragments - mmio_cur_fragment - 1`, plus one
-    /// when the current fragment is longer than 8 bytes).
+    /// An MMIO write: what of it was to follow the piece in the kvm_run page,
+    /// with that piece in front. Empty where nothing follows it.
     #[serde(default)]
-    pub mmio_pieces_left: u32,
-    /// MMIO only: pieces that had gone before it in the same access.
+    pub mmio_write: Vec<MmioPart>,
+    /// An MMIO read: what the VMM had answered within the same instruction
+    /// before the piece in the kvm_run page, in order.
     #[serde(default)]
-    pub mmio_pieces_done: u32,
+    pub mmio_answered: Blob,
+    /// Why it cannot be brought about again, where that is known.
+    #[serde(default)]
+    pub refused: Option<String>,
+}
+
+/// Part of an MMIO access that lies in one page; the VMM gets it in pieces of
+/// at most 8 bytes (`struct kvm_mmio_fragment`).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MmioPart {
+    /// Guest physical.
+    #[serde(with = "u64_hex")]
+    pub address: u64,
+    pub data: Blob,
 }

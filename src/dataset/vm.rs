@@ -187,6 +187,10 @@ pub struct CoalescedZone {
 pub struct VmClock {
     /// What KVM_GET_CLOCK would have said at the crash. Nanoseconds.
     pub clock_ns: u64,
+    /// CLOCK_REALTIME of the dead host at that instant, where the guest's
+    /// clocks are to catch up with the time since. Nanoseconds since 1970.
+    #[serde(default)]
+    pub realtime_ns: Option<i64>,
 }
 
 /// What was turned on for the whole VM by KVM_ENABLE_CAP.
@@ -229,6 +233,21 @@ pub struct VmCaps {
     /// KVM_X86_SET_MSR_FILTER, after `user_space_msr_mask`. QEMU always sets one.
     #[serde(default)]
     pub msr_filter: Option<MsrFilter>,
+    /// KVM_SET_PMU_EVENT_FILTER.
+    #[serde(default)]
+    pub pmu_event_filter: Option<PmuEventFilter>,
+}
+
+/// Which performance events the guest may count (`struct kvm_pmu_event_filter`).
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PmuEventFilter {
+    /// KVM_PMU_EVENT_ALLOW 0, KVM_PMU_EVENT_DENY 1.
+    pub action: u32,
+    pub fixed_counter_bitmap: u32,
+    /// KVM_PMU_EVENT_FLAG_MASKED_EVENTS 1.
+    pub flags: u32,
+    /// At most 300.
+    pub events: Vec<u64>,
 }
 
 /// Which MSRs the guest may touch without the VMM (`struct kvm_msr_filter`).

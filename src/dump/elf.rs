@@ -88,6 +88,15 @@ impl ElfMemory {
         self.ranges.end().div_ceil(PAGE_SIZE)
     }
 
+    /// Where the pages from `addr` on stand in the image, and how many whole ones.
+    pub fn plain(&self, addr: u64) -> Option<(u64, u64)> {
+        let range = self.ranges.find(addr).filter(|_| !self.live)?;
+        match range.target {
+            Backing::Data(offset) => Some((offset, range.len / PAGE_SIZE)),
+            Backing::Filtered | Backing::Truncated => None,
+        }
+    }
+
     /// Reads bytes straight from the file.
     pub fn read(&self, image: &Image, mut addr: u64, mut buf: &mut [u8]) -> Result<(), ReadError> {
         while !buf.is_empty() {
@@ -145,6 +154,18 @@ impl ElfMemory {
             // makedumpfile does not regard such a page as memory either.
             false => PageState::Missing(Missing::NotRam),
         }
+    }
+
+    /// The state of a page, and of how many from it on it is the same at least.
+    pub fn page_states(&self, pfn: u64) -> (PageState, u64) {
+        let state = self.page_state(pfn);
+        let range = pfn
+            .checked_mul(PAGE_SIZE)
+            .and_then(|start| self.ranges.find(start));
+        (
+            state,
+            range.map_or(1, |range| (range.len / PAGE_SIZE).max(1)),
+        )
     }
 
     pub fn page_counts(&self) -> PageCounts {

@@ -1,6 +1,28 @@
 //! One name for one crash, whatever file it was saved to.
 
 use super::notes::{CpuNote, UserRegs};
+use serde::{Deserialize, Serialize};
+use std::fmt;
+
+/// Names one crash: the same for every file made of it, whatever its name, format, filter level or
+/// copy. 32 hexadecimal digits.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct DumpIdentity(pub(super) String);
+
+impl DumpIdentity {
+    /// The hexadecimal digits.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for DumpIdentity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
 
 /// 128-bit FNV-1a: stable for ever, and nobody gains by making two crashes collide.
 pub(super) struct Hash(u128);

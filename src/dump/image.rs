@@ -5,9 +5,10 @@
 
 use std::fs::File;
 use std::io::{self, Seek, SeekFrom};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 
 use super::flattened::{Coverage, FlatError, FlatIndex, is_flattened};
+use super::windows::Windows;
 
 /// Why bytes of the image cannot be had.
 #[derive(Debug)]
@@ -37,6 +38,16 @@ pub(super) struct Source {
     file: File,
     len: u64,
     form: Form,
+    /// Of a regular file: its length, and when it was last written (seconds, nanoseconds).
+    written: Option<(u64, i64, i64)>,
+}
+
+/// See [`Source::written`]. The files of procfs have lengths and times of their own kind.
+fn written(file: &File) -> Option<(u64, i64, i64)> {
+    let facts = file.metadata().ok().filter(|m| m.is_file())?;
+    let in_procfs = nix::sys::statfs::fstatfs(file)
+        .is_ok_and(|fs| fs.filesystem_type() == nix::sys::statfs::PROC_SUPER_MAGIC);
+    (!in_procfs).then(|| (facts.len(), facts.mtime(), facts.mtime_nsec()))
 }
 
 /// How the file holds the bytes.
@@ -44,6 +55,8 @@ pub(super) struct Source {
 enum Form {
     /// As they are.
     Plain,
+    /// As they are, in the memory itself: `/proc/vmcore`.
+    Memory(Windows),
     /// In the blocks of a flattened stream.
     Flattened(FlatIndex),
     /// As they are, unfolded from a flattened stream that came through a pipe. What the stream did
@@ -81,6 +94,25 @@ impl Image {
         self.sources().iter().map(Source::len).sum()
     }
 
+    /// It is one file of procfs.
+    pub fn is_in_procfs(&self) -> bool {
+        match self {
+            Image::One(source) => is_of_procfs(&source.file),
+            Image::Parts(_) => false,
+        }
+    }
+
+    /// Nobody has written to its files since they were opened, or cut them.
+    pub fn still_whole(&self) -> Result<(), String> {
+        let mut sources = self.sources().iter();
+        match sources
+            .all(|source| source.written.is_none() || written(&source.file) == source.written)
+        {
+            true => Ok(()),
+            false => Err("the dump was written to, or cut, while it was read".into()),
+        }
+    }
+
     pub fn is_flattened(&self) -> bool {
         self.sources().iter().any(Source::is_flattened)
     }
@@ -93,9 +125,10 @@ impl Image {
     /// Takes every offset for readable: /proc/kcore has no length that means anything.
     pub fn believe_no_length(&mut self) {
         if let Image::One(source) = self
-            && matches!(source.form, Form::Plain)
+            && matches!(source.form, Form::Plain | Form::Memory(_))
         {
             source.len = u64::MAX;
+            source.form = Form::Plain;
         }
     }
 
@@ -125,6 +158,13 @@ impl Image {
         }
     }
 
+    /// The regular file in which the bytes from `offset` on stand as they are, and where.
+    pub fn plain(&self, offset: u64) -> Option<(&File, u64)> {
+        let (source, offset, _) = self.source(offset)?;
+        let plain = matches!(source.form, Form::Plain) && source.written.is_some();
+        plain.then_some((&source.file, offset))
+    }
+
     /// Like [`Image::read_at`], but what a flattened stream leaves out between its first byte here
     /// and its end is zeros: QEMU writes headers without their padding. Not for pages, where zeros
     /// would be a lie.
@@ -136,14 +176,24 @@ impl Image {
     }
 }
 
+fn is_of_procfs(file: &File) -> bool {
+    nix::sys::statfs::fstatfs(file)
+        .is_ok_and(|fs| fs.filesystem_type() == nix::sys::statfs::PROC_SUPER_MAGIC)
+}
+
 impl Source {
     /// The file as it stands. A block device has a length too; a pipe has none and fails here.
     pub fn new(mut file: File) -> io::Result<Source> {
         let len = file.seek(SeekFrom::End(0))?;
+        let form = match is_of_procfs(&file) {
+            true => Form::Memory(Windows::default()),
+            false => Form::Plain,
+        };
         Ok(Source {
+            written: written(&file),
             file,
             len,
-            form: Form::Plain,
+            form,
         })
     }
 
@@ -153,6 +203,8 @@ impl Source {
             file,
             len: covered.end(),
             form: Form::Unfolded { covered, ended },
+            // This program writes it itself.
+            written: None,
         }
     }
 
@@ -181,12 +233,12 @@ impl Source {
     }
 
     pub fn is_flattened(&self) -> bool {
-        !matches!(self.form, Form::Plain)
+        matches!(self.form, Form::Flattened(_) | Form::Unfolded { .. })
     }
 
     pub fn is_cut(&self) -> bool {
         match &self.form {
-            Form::Plain => false,
+            Form::Plain | Form::Memory(_) => false,
             Form::Flattened(index) => !index.has_ended(),
             Form::Unfolded { ended, .. } => !ended,
         }
@@ -195,7 +247,7 @@ impl Source {
     /// Which bytes there are; `None` when it is all up to the length.
     fn covered(&self) -> Option<&Coverage> {
         match &self.form {
-            Form::Plain => None,
+            Form::Plain | Form::Memory(_) => None,
             Form::Flattened(index) => Some(index.covered()),
             Form::Unfolded { covered, .. } => Some(covered),
         }
@@ -256,6 +308,11 @@ impl Source {
     }
 
     fn read_file(&self, offset: u64, buf: &mut [u8]) -> Result<(), ImageError> {
+        if let Form::Memory(windows) = &self.form
+            && windows.read(&self.file, self.len, offset, buf)
+        {
+            return Ok(());
+        }
         self.file
             .read_exact_at(buf, offset)
             .map_err(|e| match e.kind() {
@@ -263,5 +320,35 @@ impl Source {
                 io::ErrorKind::UnexpectedEof => ImageError::Absent(offset),
                 _ => ImageError::Io(e),
             })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs::OpenOptions;
+
+    #[test]
+    fn what_is_written_to_or_cut_is_not_whole() {
+        let path = std::env::temp_dir().join(format!("vmrestore-whole-{}", std::process::id()));
+        std::fs::write(&path, vec![7; 8192]).expect("a file");
+        std::thread::sleep(std::time::Duration::from_millis(20));
+        let open = || Image::One(Source::new(File::open(&path).expect("opens")).expect("a length"));
+        let first = open();
+        assert_eq!(first.still_whole(), Ok(()));
+        let file = OpenOptions::new().write(true).open(&path).expect("opens");
+        file.write_at(&[8], 4097).expect("writes");
+        assert!(
+            first
+                .still_whole()
+                .is_err_and(|why| why.contains("written to"))
+        );
+        let third = open();
+        file.set_len(4096).expect("cuts");
+        assert!(third.still_whole().is_err());
+        // One that is replaced, or has no name any more, is what it was.
+        let last = open();
+        std::fs::remove_file(&path).expect("removes");
+        assert_eq!(last.still_whole(), Ok(()));
     }
 }

@@ -10,7 +10,7 @@
 mod locate;
 
 use std::ops::Range;
-use std::sync::Mutex;
+use std::sync::{Mutex, OnceLock};
 
 use super::image::{Image, PART_SHIFT};
 use super::kdump_headers::{Headers, read_area};
@@ -28,6 +28,9 @@ const STRIDE: usize = 512;
 const PFNS_PER_STRIDE: u64 = STRIDE as u64 * 8;
 /// `page_desc`: offset u64, size u32, flags u32, page_flags u64.
 pub(super) const DESC_SIZE: u64 = 24;
+
+/// A stride of the second bitmap, once it was read.
+type Bits = OnceLock<Box<[u8; STRIDE]>>;
 
 /// The memory of a kdump-compressed dump.
 #[derive(Debug)]
@@ -47,6 +50,11 @@ pub(super) struct KdumpMemory {
     /// Blocks of bitmaps and descriptors, by their number in the file: 8 MiB at most, which hold the
     /// descriptors of 1.4 GB of memory.
     blocks: PageCache,
+    /// The second bitmap, by strides, so far as ranges of pages were asked about: a 32 768th of the
+    /// memory at most.
+    bits: OnceLock<Vec<Bits>>,
+    /// Pages at the end are beyond the end of the file, once that was asked.
+    truncated: OnceLock<bool>,
     /// Where the last question for a page's state was, for the next is mostly for its neighbour.
     last: Mutex<Rank>,
 }
@@ -123,6 +131,8 @@ impl KdumpMemory {
             dumped: 0,
             filtered: 0,
             blocks: PageCache::new(8),
+            bits: OnceLock::new(),
+            truncated: OnceLock::new(),
             last: Mutex::default(),
         };
         let len = memory.max_pfn.div_ceil(8).next_multiple_of(PAGE_SIZE);
@@ -176,7 +186,9 @@ impl KdumpMemory {
 
     /// Whether pages at the end are beyond the end of the file.
     pub fn is_truncated(&self, image: &Image) -> bool {
-        self.count_truncated(image, 0) > 0
+        *self
+            .truncated
+            .get_or_init(|| self.count_truncated(image, 0) > 0)
     }
 
     pub fn page_counts(&self, image: &Image) -> PageCounts {

@@ -18,6 +18,13 @@ pub trait PhysicalMemory: Send + Sync {
     /// Whether the page frame `pfn` (physical address ÷ 4096) is in the dump, whole.
     fn page_state(&self, pfn: u64) -> PageState;
 
+    /// The state of page frame `pfn`, and of how many from it on, of `most` at most, it is known at
+    /// once to be the same; at least 1.
+    fn page_states(&self, pfn: u64, most: u64) -> (PageState, u64) {
+        let _ = most;
+        (self.page_state(pfn), 1)
+    }
+
     /// One past the last page frame that the dump speaks of.
     fn max_pfn(&self) -> u64;
 
@@ -107,6 +114,8 @@ pub enum Missing {
     NotRam,
     /// It would stand beyond the end of the file, or was never written.
     Truncated,
+    /// A guest that was resumed in place runs in it: it is not as the crash left it.
+    InUse,
 }
 
 impl fmt::Display for Missing {
@@ -115,6 +124,7 @@ impl fmt::Display for Missing {
             Missing::Filtered => "left out by the dump's filter level",
             Missing::NotRam => "no memory there",
             Missing::Truncated => "beyond the end of the truncated dump",
+            Missing::InUse => "a guest that was resumed in place runs in it",
         })
     }
 }
@@ -138,7 +148,7 @@ impl PageCounts {
         match state {
             PageState::Present => self.present += pages,
             PageState::Missing(Missing::Filtered) => self.filtered += pages,
-            PageState::Missing(Missing::NotRam) => {}
+            PageState::Missing(Missing::NotRam | Missing::InUse) => {}
             PageState::Missing(Missing::Truncated) => self.truncated += pages,
         }
     }

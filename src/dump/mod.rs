@@ -31,15 +31,17 @@
 //! or a stated bound, and a page must decode to exactly 4096 bytes.
 
 mod bulk;
-mod codec;
+pub(crate) mod codec;
 mod elf;
 mod elf_headers;
 mod error;
 mod extents;
 mod flattened;
+mod format;
 mod frame_set;
 mod identity;
 mod image;
+mod in_use;
 mod kdump;
 mod kdump_headers;
 mod memory;
@@ -51,27 +53,26 @@ mod refusal;
 mod scan;
 mod split;
 mod spool;
+mod windows;
 mod words;
 
 use std::cell::RefCell;
-use std::fmt;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
-use serde::{Deserialize, Serialize};
-
 use codec::{Codec, Decoder};
 use elf::ElfMemory;
 pub use error::{OpenError, ReadError};
+pub use format::Format;
+use format::why_incomplete;
 pub use frame_set::FrameSet;
+pub use identity::DumpIdentity;
 use image::{Image, ImageError, Source};
 use kdump::{KdumpMemory, Rank, Stored};
-use kdump_headers::Headers;
 pub use memory::{
     Missing, PAGE_SIZE, PageCounts, PageFailure, PageKind, PageState, PhysicalMemory,
 };
-use notes::Notes;
 pub use opening::Opening;
 use page_cache::PageCache;
 use recognise::Kind;
@@ -80,37 +81,6 @@ use refusal::Refusal;
 pub use scan::{PageStates, Progress, Scan};
 
 pub use notes::{CpuNote, PrStatus, QemuCpuState, QemuSegment, UserRegs};
-
-/// What kind of file a dump is. `Display` gives a name for people, such as
-/// "kdump-compressed (zlib), flattened".
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Format(String);
-
-impl fmt::Display for Format {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-/// Names one crash: the same for every file made of it, whatever its name, format, filter level or
-/// copy. 32 hexadecimal digits.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(transparent)]
-pub struct DumpIdentity(String);
-
-impl DumpIdentity {
-    /// The hexadecimal digits.
-    #[must_use]
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-}
-
-impl fmt::Display for DumpIdentity {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
 
 /// The page cache holds 32 MiB at most.
 const CACHE_SETS_LOG2: u32 = 10;
@@ -133,6 +103,7 @@ pub struct Dump {
     dump_level: Option<u32>,
     incomplete: Option<String>,
     identity: DumpIdentity,
+    in_use: in_use::InUse,
     counts: OnceLock<PageCounts>,
 }
 
@@ -205,6 +176,7 @@ impl Dump {
             vmcoreinfo: notes.vmcoreinfo,
             cpu_notes: notes.cpus,
             identity: DumpIdentity(String::new()),
+            in_use: in_use::InUse::default(),
             cache: PageCache::new(CACHE_SETS_LOG2),
             bulk: bulk::Bulk::default(),
             counts: OnceLock::new(),
@@ -258,6 +230,23 @@ impl Dump {
                 Ok(())
             }
         }
+    }
+
+    /// Where the page frames from `pfn` on stand in a regular file just as they are, one behind the
+    /// other: the file, the offset, and how many.
+    #[must_use]
+    pub fn plain(&self, pfn: u64) -> Option<(&std::fs::File, u64, u64)> {
+        let Memory::Elf(memory) = &self.memory else {
+            return None;
+        };
+        let (offset, count) = memory.plain(pfn.checked_mul(PAGE_SIZE)?)?;
+        let behind = pfn.saturating_add(count);
+        let free = match self.in_use.first_of(pfn..behind) {
+            Some(taken) => taken.saturating_sub(pfn),
+            None => count,
+        };
+        let (file, offset) = self.image.plain(offset)?;
+        (free > 0).then_some((file, offset, free))
     }
 
     fn decode_page(
@@ -375,6 +364,45 @@ impl Dump {
         matches!(&self.memory, Memory::Elf(memory) if memory.is_live())
     }
 
+    /// It is the memory of the kernel that died before this one, as it lies: /proc/vmcore. Judged by
+    /// the file system that the file is on, for its bytes are those of any copy of it.
+    #[must_use]
+    pub fn is_where_it_lay(&self) -> bool {
+        matches!(&self.memory, Memory::Elf(memory) if !memory.is_live())
+            && self.image.is_in_procfs()
+    }
+
+    /// The dump is what it was when it was opened.
+    ///
+    /// # Errors
+    /// Somebody has written to it, or cut it.
+    pub fn still_whole(&self) -> Result<(), String> {
+        self.image.still_whole()
+    }
+
+    /// From now on these page frames are read no more, as a guest runs in them: they are
+    /// [`Missing::InUse`].
+    pub fn set_in_use(&self, frames: impl IntoIterator<Item = Range<u64>>) {
+        self.in_use.add(frames);
+    }
+
+    /// How many page frames are in use.
+    #[must_use]
+    pub fn frames_in_use(&self) -> u64 {
+        self.in_use.count()
+    }
+
+    fn refuse_in_use(&self, addr: u64, len: usize) -> Result<(), ReadError> {
+        let end = addr.saturating_add(len as u64).div_ceil(PAGE_SIZE);
+        match self.in_use.first_of(addr / PAGE_SIZE..end) {
+            None => Ok(()),
+            Some(pfn) => Err(ReadError::Missing {
+                addr: addr.max(pfn.saturating_mul(PAGE_SIZE)),
+                why: Missing::InUse,
+            }),
+        }
+    }
+
     /// Names the crash, for the journal that refuses a second restore.
     #[must_use]
     pub fn identity(&self) -> &DumpIdentity {
@@ -399,6 +427,7 @@ impl PhysicalMemory for Dump {
                 why: Missing::NotRam,
             });
         }
+        self.refuse_in_use(addr, buf.len())?;
         let keep = buf.len() <= LARGEST_CACHED_READ;
         if let Memory::Elf(memory) = &self.memory
             && buf.len() >= PAGE_SIZE as usize
@@ -429,13 +458,33 @@ impl PhysicalMemory for Dump {
     }
 
     fn page_state(&self, pfn: u64) -> PageState {
+        if self.in_use.first_of(pfn..pfn.saturating_add(1)).is_some() {
+            return PageState::Missing(Missing::InUse);
+        }
         match &self.memory {
             Memory::Elf(memory) => memory.page_state(pfn),
             Memory::Kdump(memory) => memory.page_state(&self.image, pfn),
         }
     }
 
+    fn page_states(&self, pfn: u64, most: u64) -> (PageState, u64) {
+        let behind = pfn.saturating_add(most);
+        let most = match self.in_use.first_of(pfn..behind) {
+            None => most,
+            Some(first) if first == pfn => return (PageState::Missing(Missing::InUse), 1),
+            Some(first) => first - pfn,
+        };
+        let (state, count) = match &self.memory {
+            Memory::Elf(memory) => memory.page_states(pfn),
+            Memory::Kdump(memory) => memory.page_states(&self.image, pfn, most),
+        };
+        (state, count.min(most).max(1))
+    }
+
     fn page_kind(&self, pfn: u64) -> PageKind {
+        if self.in_use.first_of(pfn..pfn.saturating_add(1)).is_some() {
+            return PageKind::Missing(Missing::InUse);
+        }
         match &self.memory {
             Memory::Elf(memory) => match memory.page_state(pfn) {
                 PageState::Present => PageKind::Stored,
@@ -461,78 +510,20 @@ impl PhysicalMemory for Dump {
     /// Decodes on all CPUs, past the cache.
     fn read_pages(&self, pfns: &[u64], out: &mut [u8]) -> Vec<PageFailure> {
         assert_eq!(out.len(), pfns.len() * PAGE_SIZE as usize);
-        bulk::read_pages(self, pfns, out)
-    }
-}
-
-impl Format {
-    fn describe(image: &Image, headers: Option<&Headers>, notes: &Notes, sources: usize) -> Format {
-        let mut name = match headers {
-            None if notes.kcore => "the live kernel's memory (/proc/kcore)".to_owned(),
-            None => "ELF".to_owned(),
-            Some(headers) => match headers.codec() {
-                Some(codec) => format!("kdump-compressed ({})", codec.name()),
-                None => "kdump-compressed".to_owned(),
-            },
-        };
-        if image.is_flattened() {
-            name += ", flattened";
+        let in_use = |pfn: u64| self.in_use.first_of(pfn..pfn.saturating_add(1)).is_some();
+        if !pfns.iter().any(|pfn| in_use(*pfn)) {
+            return bulk::read_pages(self, pfns, out);
         }
-        if sources > 1 {
-            name += &format!(", in {sources} parts");
+        // Those beside them one by one: whoever asks for such a page is about to give up.
+        let mut failures = Vec::new();
+        let pages = out.chunks_exact_mut(PAGE_SIZE as usize);
+        for (index, (pfn, page)) in pfns.iter().zip(pages).enumerate() {
+            let addr = pfn.saturating_mul(PAGE_SIZE);
+            if let Err(error) = self.read_physical(addr, page) {
+                page.fill(0);
+                failures.push(PageFailure { index, error });
+            }
         }
-        if notes.cpus.iter().any(|cpu| cpu.qemu.is_some()) {
-            name += ", by QEMU";
-        }
-        Format(name)
+        failures
     }
-}
-
-fn why_incomplete(
-    image: &Image,
-    memory: &Memory,
-    headers: Option<&Headers>,
-    paths: &[PathBuf],
-) -> Option<String> {
-    if let Memory::Kdump(memory) = memory
-        && let Some(missing) = missing_parts(memory, paths)
-    {
-        return Some(missing);
-    }
-    if headers.is_some_and(Headers::is_incomplete) {
-        return Some("makedumpfile ran out of space while it wrote the dump".into());
-    }
-    if image.is_cut() {
-        return Some("the flattened stream ends without its end mark: it was cut short".into());
-    }
-    let truncated = match memory {
-        Memory::Elf(memory) => memory.is_truncated(),
-        Memory::Kdump(memory) => memory.is_truncated(image),
-    };
-    truncated.then(|| {
-        format!(
-            "the file ends, at {} bytes, before its last pages: it was cut short",
-            image.len()
-        )
-    })
-}
-
-/// Names the page frames whose part was not given.
-fn missing_parts(memory: &KdumpMemory, paths: &[PathBuf]) -> Option<String> {
-    let gaps: Vec<String> = memory
-        .gaps()
-        .iter()
-        .map(|gap| {
-            let name = |part: Option<usize>| Some(paths.get(part?)?.display().to_string());
-            let (before, behind) = memory.around(gap);
-            let place = match (name(before), name(behind)) {
-                (Some(before), Some(behind)) => format!(", between {before} and {behind}"),
-                (Some(before), None) => format!(", after {before}"),
-                (None, Some(behind)) => format!(", before {behind}"),
-                (None, None) => String::new(),
-            };
-            format!("page frames {:#x} to {:#x}{place}", gap.start, gap.end)
-        })
-        .collect();
-    (!gaps.is_empty()).then(|| format!("a part of the split dump is missing: {}", gaps.join("; ")))
 }

@@ -174,7 +174,7 @@ impl Batch {
                     self.states.zero += 1;
                 }
                 // Counted by the bitmaps.
-                PageKind::Missing(Missing::Filtered | Missing::NotRam) => {}
+                PageKind::Missing(Missing::Filtered | Missing::NotRam | Missing::InUse) => {}
                 PageKind::Missing(Missing::Truncated) => self.not_stored += 1,
                 // What is wrong with it, reading says.
                 PageKind::Stored | PageKind::Damaged => stored.push(pfn),

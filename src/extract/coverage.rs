@@ -24,7 +24,7 @@ pub struct Coverage {
     pub swapped: u64,
     /// Behind page tables that cannot be read.
     pub unknown: u64,
-    /// At addresses that the dump does not take for memory, and no device's.
+    /// At addresses that the dump does not take for memory, and no device's; or a guest runs there.
     pub elsewhere: u64,
     /// Memory of a device.
     pub not_ram: u64,
@@ -139,7 +139,7 @@ impl Coverage {
                 PageKind::Damaged => self.corrupt += 1,
                 PageKind::Missing(Missing::Filtered) => self.filtered += 1,
                 PageKind::Missing(Missing::Truncated) => self.truncated += 1,
-                PageKind::Missing(Missing::NotRam) => self.elsewhere += 1,
+                PageKind::Missing(Missing::NotRam | Missing::InUse) => self.elsewhere += 1,
             }
         }
     }
@@ -153,6 +153,7 @@ impl Coverage {
     ) {
         match at {
             Whereabouts::Frames(first) => self.add_frames(memory, corrupt, first, pages),
+            Whereabouts::Packed => self.present = self.present.saturating_add(pages),
             Whereabouts::Zero => {
                 self.present = self.present.saturating_add(pages);
                 self.zero = self.zero.saturating_add(pages);

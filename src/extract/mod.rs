@@ -5,10 +5,12 @@
 //! [`crate::guest`] know of some processes into one [`Dataset`], and
 //! [`DumpPages`] hands out their pages. [`directory`] does the same from files.
 
+pub mod core;
 pub mod coverage;
 mod crash;
 pub mod directory;
 mod dump_pages;
+pub mod in_place;
 mod panic_lines;
 mod zeros;
 
@@ -16,13 +18,13 @@ pub use crash::{Crash, LogLine};
 pub use dump_pages::DumpPages;
 
 use crate::dataset::{
-    Dataset, Fidelity, FileKind, Host, ObjectId, Process, RunState, SCHEMA_VERSION, SyscallResume,
-    Vm,
+    Dataset, FileKind, Host, ObjectId, Process, SCHEMA_VERSION, SyscallResume, Vm,
 };
 use crate::dump::{Dump, OpenError, Scan};
 use crate::guest::{self, GuestError, GuestSummary};
-use crate::kernel::{Kernel, KernelError};
-use crate::task::{self, ProcessSummary, TaskError};
+use crate::kernel::{self, CpuTextError, Kernel, KernelError, XsaveLayout};
+use crate::phases;
+use crate::task::{self, ProcessSummary, TaskError, Together};
 use coverage::{Coverage, State};
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -65,11 +67,25 @@ impl ExtractError {
             Self::Kernel(_) => {
                 "if the dump is whole, this kernel is not one that vmrestore knows how to read; `vmrestore check DUMP` says what was found"
             }
+            Self::Guest(GuestError::Unsupported { .. }) => {
+                "no guest of this kind comes back from a dump; the others of this host do"
+            }
             Self::Task(_) | Self::Guest(_) => {
                 "`vmrestore check DUMP` says which pages of the dump are missing or damaged"
             }
         }
     }
+}
+
+/// Why a text of CPU registers is not used.
+#[derive(Debug, thiserror::Error)]
+pub enum CpuTextUse {
+    /// It is no such text.
+    #[error(transparent)]
+    Text(#[from] CpuTextError),
+    /// It does not fit this dump.
+    #[error("it does not fit this dump")]
+    Kernel(#[from] KernelError),
 }
 
 /// A dead host: its dump and the kernel in it.
@@ -126,13 +142,35 @@ impl DeadHost {
 
     /// A dead host whose kernel was found in other memory than the dump's as it stands, such as one
     /// that lies over it.
-    pub fn with_kernel(dump: Arc<Dump>, kernel: Kernel) -> Self {
+    pub fn with_kernel(dump: Arc<Dump>, mut kernel: Kernel) -> Self {
+        // Of a kernel that panicked they are its own notes, or a hypervisor's of CPUs that had long
+        // been stopped.
+        if crash::stopped_from_outside(&kernel).unwrap_or(false)
+            && let Err(error) = kernel.take_outside(kernel::from_notes(dump.cpu_notes()))
+        {
+            tracing::warn!("the dump's CPU notes are not used: {error}");
+        }
         Self {
             dump,
             kernel,
             left_out_is_zero: OnceLock::new(),
             scan: Scan::default(),
         }
+    }
+
+    /// Takes what QEMU's `info registers -a` said of the host's CPUs when the dump was made; returns
+    /// what of it is used.
+    ///
+    /// # Errors
+    /// When the text is not that, or is of another machine.
+    pub fn take_cpu_text(&mut self, text: &str) -> Result<String, CpuTextUse> {
+        let cpus = kernel::parse_cpu_text(text)?;
+        let layout = XsaveLayout::of(&self.kernel)?;
+        let states = kernel::from_text(cpus, &layout);
+        let with_fpu = states.iter().filter(|state| state.fpu.is_some()).count();
+        let used = format!("{} CPUs, {with_fpu} with FPU registers", states.len());
+        self.kernel.take_outside(states)?;
+        Ok(used)
     }
 
     /// The dump.
@@ -151,6 +189,14 @@ impl DeadHost {
     /// When the kernel's task list cannot be read.
     pub fn processes(&self) -> Result<Vec<ProcessSummary>, ExtractError> {
         Ok(task::processes(&self.kernel)?)
+    }
+
+    /// What processes share with each other.
+    ///
+    /// # Errors
+    /// When the kernel's task list cannot be read.
+    pub fn together(&self) -> Result<Vec<Together>, ExtractError> {
+        Ok(task::together(&self.kernel)?)
     }
 
     /// Every guest.
@@ -223,6 +269,7 @@ impl DeadHost {
     pub fn dataset(&self, pids: &[i32]) -> Result<Dataset, ExtractError> {
         let host = self.host()?;
         let mut parts = task::extract(&self.kernel, pids)?;
+        phases::done("processes read");
         let mut vms = Vec::new();
         for vm in virtual_machines(&parts.files) {
             let (vm, fidelity) = guest::extract(&self.kernel, vm.0, &host)?;
@@ -230,21 +277,43 @@ impl DeadHost {
             vms.push(vm);
             parts.fidelity.extend(fidelity);
         }
-        if self.stopped_from_outside() {
-            report_live_threads(&parts.processes, &mut parts.fidelity);
-        }
+        phases::done("VM state read");
         Ok(Dataset {
             schema_version: SCHEMA_VERSION,
             crash_id: self.dump.identity().to_string(),
             host,
             processes: parts.processes,
+            zombies: parts.zombies,
             files: parts.files,
             pipes: parts.pipes,
             inodes: parts.inodes,
             shared_memory: parts.shared_memory,
+            sysv: parts.sysv,
+            message_queues: parts.message_queues,
             vms,
+            outside: parts.outside,
+            swap: parts.swap,
             fidelity: parts.fidelity,
         })
+    }
+
+    /// What the page cache had of the files that a dataset's processes have mapped.
+    pub fn cached_files(&self, dataset: &Dataset) -> core::CachedFiles {
+        let mapped = dataset.processes.iter().flat_map(|p| &p.mm.vmas);
+        let inodes: BTreeSet<ObjectId> = mapped
+            .filter_map(|vma| match vma.kind {
+                crate::dataset::MappingKind::File { inode, .. } => Some(inode),
+                _ => None,
+            })
+            .collect();
+        let read = |id: ObjectId| match task::cached_pages(&self.kernel, id) {
+            Ok(pages) => Some((id, pages)),
+            Err(error) => {
+                tracing::info!("the page cache of inode {id}: {error}");
+                None
+            }
+        };
+        inodes.into_iter().filter_map(read).collect()
     }
 
     /// The host did not panic: it was stopped, as by a hypervisor, and no CPU
@@ -280,30 +349,6 @@ fn report_exits(vm: &Vm, processes: &mut [Process]) {
         }
     }
 }
-
-/// Threads that were on a CPU of a host that was stopped from outside: what the
-/// kernel has of their registers is from when they last entered it.
-fn report_live_threads(processes: &[Process], fidelity: &mut Vec<Fidelity>) {
-    for process in processes {
-        let on_cpu = process.threads.iter().filter(|t| {
-            matches!(
-                t.run_state,
-                RunState::OnCpuUser { .. } | RunState::OnCpuKernel { .. }
-            )
-        });
-        fidelity.extend(on_cpu.map(|t| {
-            Fidelity::lost(
-                format!("pid {} thread {}", process.pid, t.tid),
-                REGISTERS,
-                "it was on a CPU of a host that was stopped from outside: what is here is what it last entered the kernel with",
-            )
-        }));
-    }
-}
-
-/// The fidelity report's word for general registers; what loses them would be
-/// corrupted if it ran on.
-pub const REGISTERS: &str = "registers";
 
 /// The VMs that a file table refers to, each once.
 fn virtual_machines(files: &[crate::dataset::OpenFile]) -> BTreeSet<ObjectId> {

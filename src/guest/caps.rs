@@ -1,19 +1,14 @@
 //! What the VMM turned on for the whole VM.
 
 use super::GuestError;
-use super::field::{flag_or_false, narrow, u_or_0};
-use crate::dataset::{Blob, Fidelity, MsrFilter, MsrFilterRange, VmCaps};
+use super::field::{flag_or_false, narrow, u_or_0, words};
+use crate::dataset::{Blob, MsrFilter, MsrFilterRange, PmuEventFilter, VmCaps};
 use crate::kernel::Object;
 
 /// The capabilities of a `struct kvm`.
-pub(super) fn caps(
-    vm: &Object<'_>,
-    subject: &str,
-    fidelity: &mut Vec<Fidelity>,
-) -> Result<VmCaps, GuestError> {
+pub(super) fn caps(vm: &Object<'_>) -> Result<VmCaps, GuestError> {
     let arch = vm.get("arch")?;
     let on = |path: &str| flag_or_false(&arch, path);
-    not_carried_over(&arch, subject, fidelity)?;
     let bits = |list: &[(&str, u64)]| -> Result<u64, GuestError> {
         list.iter().try_fold(0, |sum, (path, bit)| {
             Ok(if on(path)? { sum | bit } else { sum })
@@ -56,6 +51,7 @@ pub(super) fn caps(
         disable_pmu: arch.has("enable_pmu") && !on("enable_pmu")?,
         disable_nx_huge_pages: on("disable_nx_huge_pages")?,
         msr_filter: msr_filter(&arch)?,
+        pmu_event_filter: pmu_event_filter(&arch)?,
     })
 }
 
@@ -68,27 +64,47 @@ fn max_vcpu_ids(value: u64) -> u32 {
     }
 }
 
-/// Says what was set up and cannot be handed on.
-fn not_carried_over(
-    arch: &Object<'_>,
-    subject: &str,
-    fidelity: &mut Vec<Fidelity>,
-) -> Result<(), GuestError> {
-    if u_or_0(arch, "pmu_event_filter")? != 0 {
-        fidelity.push(Fidelity::lost(
-            subject,
-            "filter of performance events",
-            "the guest may count events that it was denied",
-        ));
+/// `kvm_arch.pmu_event_filter`.
+fn pmu_event_filter(arch: &Object<'_>) -> Result<Option<PmuEventFilter>, GuestError> {
+    /// KVM_PMU_EVENT_FILTER_MAX_EVENTS.
+    const MOST: u64 = 300;
+    const MASKED_EVENTS: u32 = 1;
+    if !arch.has("pmu_event_filter") {
+        return Ok(None);
     }
-    if u_or_0(arch, "xen_hvm_config.msr")? != 0 {
-        fidelity.push(Fidelity::lost(
-            subject,
-            "Xen interface",
-            "event channels and shared pages of a guest under a Xen interface are not read",
-        ));
+    let Some(filter) = arch.follow_opt("pmu_event_filter")? else {
+        return Ok(None);
+    };
+    let count = filter.u("nevents")?;
+    if count > MOST {
+        return Err(GuestError::Damaged {
+            what: "kvm_pmu_event_filter.nevents",
+            addr: filter.addr(),
+            detail: format!("{count} events, of which KVM allows {MOST}"),
+        });
     }
-    Ok(())
+    let flags: u32 = narrow(&filter, "flags")?;
+    // What was set without masks is kept with one of all ones in the highest byte, since
+    // 14329b825ffb ("KVM: x86/pmu: Introduce masked events to the pmu event filter") (in v6.3).
+    let kept = if flags & MASKED_EVENTS == 0 && filter.has("nr_includes") {
+        !(0xff << 56)
+    } else {
+        u64::MAX
+    };
+    let at = filter.get("events")?.addr();
+    let mut bytes = vec![0; usize::try_from(count * 8).unwrap_or_default()];
+    arch.kernel()
+        .read(at, &mut bytes)
+        .map_err(GuestError::reading("kvm_pmu_event_filter.events", at))?;
+    Ok(Some(PmuEventFilter {
+        action: narrow(&filter, "action")?,
+        fixed_counter_bitmap: narrow(&filter, "fixed_counter_bitmap")?,
+        flags,
+        events: words(&bytes)
+            .into_iter()
+            .map(|event| event & kept)
+            .collect(),
+    }))
 }
 
 /// `kvm_arch.msr_filter`.

@@ -22,7 +22,7 @@
 use super::GuestError;
 use super::clock::CrashClock;
 use super::field::{kvm_symbol, narrow};
-use super::thread::{VcpuThread, stack_words, stopped_at};
+use super::thread::{VcpuThread, stack_words};
 use crate::kernel::{Kernel, Object};
 
 // KVM_EXIT_*. Linux include/uapi/linux/kvm.h.
@@ -105,7 +105,7 @@ fn behind_the_call(kernel: &Kernel, thread: &VcpuThread<'_>) -> Result<Option<bo
     ) else {
         return Ok(None);
     };
-    let stopped = thread.on_cpu.and_then(|cpu| stopped_at(kernel, cpu));
+    let stopped = thread.on_cpu.and_then(|cpu| kernel.stopped_at(cpu));
     let (rip, rsp) = match stopped {
         Some(stopped) => (stopped.rip, stopped.rsp),
         None => (0, thread.switched_stack()?),

@@ -18,12 +18,14 @@
 //! made, `arch.regs` is always complete, but what the last two steps do may not have been done:
 //! that is [`Window::AfterExit`], and [`super::events`] and [`super::lapic`] do it in their stead.
 //! Doing it twice does no harm. Only a machine that was stopped from outside (a hypervisor's
-//! dump, a CPU that did not answer the NMI) can be caught between the two flags.
+//! dump, a CPU that did not answer the NMI) can be caught between the two flags. Then what the
+//! hypervisor says of the CPU decides, if it says anything ([`super::outside`]).
 
 use super::GuestError;
 use super::field::svm_symbol;
-use super::thread::{StoppedAt, VcpuThread, stack_words, stopped_at};
-use crate::kernel::{Kernel, Object};
+use super::outside::{OnCpu, on_cpu};
+use super::thread::{VcpuThread, stack_words};
+use crate::kernel::{Kernel, Object, StoppedAt};
 
 /// Where a vCPU's last entry into the guest had got to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,33 +43,41 @@ pub(super) enum Window {
 const IN_GUEST_MODE: u64 = 1;
 const EXITING_GUEST_MODE: u64 = 2;
 
-/// The window of a vCPU.
+/// The window of a vCPU, and the guest's registers where a hypervisor found them in the CPU.
 pub(super) fn window(
     kernel: &Kernel,
     vcpu: &Object<'_>,
     thread: Option<&VcpuThread<'_>>,
-) -> Result<Window, GuestError> {
-    let Some(cpu) = thread.and_then(|t| t.on_cpu) else {
+) -> Result<(Window, Option<OnCpu>), GuestError> {
+    let Some((thread, cpu)) = thread.and_then(|t| Some((t, t.on_cpu?))) else {
         // Preemption is off from before the mode changes until after it changes back.
-        return Ok(Window::Closed);
+        return Ok((Window::Closed, None));
     };
     if !matches!(vcpu.u("mode")?, IN_GUEST_MODE | EXITING_GUEST_MODE) {
-        return Ok(Window::Closed);
+        return Ok((Window::Closed, None));
     }
-    let Some(stopped) = stopped_at(kernel, cpu) else {
-        return Ok(Window::Inside);
+    let run = RunFunction::find(kernel);
+    let Some(stopped) = kernel.stopped_at(cpu) else {
+        let found = on_cpu(kernel, thread, cpu)?;
+        let window = match (&found, run, kernel.stopped_anyhow(cpu)) {
+            (OnCpu::Host, Some(run), Some(stopped)) => run.window_from_outside(kernel, stopped),
+            _ => Window::Inside,
+        };
+        return Ok((window, Some(found)));
     };
-    let Some(run) = RunFunction::find(kernel) else {
+    let Some(run) = run else {
         // Without it, what the mode says must do: KVM was about to enter or had just left.
-        return Ok(Window::AfterExit);
+        return Ok((Window::AfterExit, None));
     };
-    Ok(run.window(kernel, stopped))
+    Ok((run.window(kernel, stopped), None))
 }
 
 /// Where the code of `svm_vcpu_run` stands, and its two instructions.
 struct RunFunction {
     start: u64,
     end: u64,
+    /// First address behind the `clgi`.
+    behind_clgi: Option<u64>,
     /// First address behind the `stgi`.
     behind_stgi: Option<u64>,
 }
@@ -87,25 +97,42 @@ impl RunFunction {
             len += 16;
         }
         let mut code = vec![0; usize::try_from(len).ok()?];
-        let behind_stgi = kernel
+        let (behind_clgi, behind_stgi) = kernel
             .read(start, &mut code)
             .ok()
-            .and_then(|()| behind_stgi(&code))
-            .map(|offset| start.wrapping_add(offset));
+            .and_then(|()| behind_clgi_and_stgi(&code))
+            .map(|(clgi, stgi)| (start.wrapping_add(clgi), start.wrapping_add(stgi)))
+            .unzip();
         Some(RunFunction {
             start,
             end: start.wrapping_add(len),
+            behind_clgi,
             behind_stgi,
         })
     }
 
-    fn window(&self, kernel: &Kernel, stopped: StoppedAt) -> Window {
+    /// Where it was in the function: in it, or in what it called, or in an NMI's handler that
+    /// panicked; then the address to return to is on the stack.
+    fn place(&self, kernel: &Kernel, stopped: StoppedAt) -> Option<u64> {
         let within = |addr: &u64| (self.start..self.end).contains(addr);
-        // Either in the function itself, or in what it called, or in an NMI's handler that
-        // panicked: then the address to return to is on the stack.
-        let addr = Some(stopped.rip)
+        Some(stopped.rip)
             .filter(within)
-            .or_else(|| stack_words(kernel, stopped.rsp).into_iter().find(within));
+            .or_else(|| stack_words(kernel, stopped.rsp).into_iter().find(within))
+    }
+
+    /// The same of a CPU that had the host's registers and was not stopped by an NMI, so between
+    /// the two flags as well. There the guest's registers may be in KVM's structures or on their
+    /// way into them.
+    fn window_from_outside(&self, kernel: &Kernel, stopped: StoppedAt) -> Window {
+        match (self.place(kernel, stopped), self.behind_clgi) {
+            (Some(addr), Some(clgi)) if addr < clgi => Window::Closed,
+            (Some(addr), _) if self.behind_stgi.is_none_or(|stgi| addr < stgi) => Window::Inside,
+            _ => self.window(kernel, stopped),
+        }
+    }
+
+    fn window(&self, kernel: &Kernel, stopped: StoppedAt) -> Window {
+        let addr = self.place(kernel, stopped);
         match (addr, self.behind_stgi) {
             (None, _) => Window::Closed,
             (Some(addr), Some(behind)) if addr < behind => Window::Closed,
@@ -114,13 +141,14 @@ impl RunFunction {
     }
 }
 
-/// Offset of the first byte behind the `stgi` that follows the first `clgi`.
-fn behind_stgi(code: &[u8]) -> Option<u64> {
+/// Offsets of the first bytes behind the first `clgi` and the `stgi` that follows it.
+fn behind_clgi_and_stgi(code: &[u8]) -> Option<(u64, u64)> {
     const CLGI: [u8; 3] = [0x0f, 0x01, 0xdd];
     const STGI: [u8; 3] = [0x0f, 0x01, 0xdc];
     let clgi = code.windows(3).position(|w| w == CLGI)?;
     let stgi = code.get(clgi..)?.windows(3).position(|w| w == STGI)?;
-    u64::try_from(clgi + stgi + 3).ok()
+    let clgi = u64::try_from(clgi).ok()?;
+    Some((clgi + 3, clgi + u64::try_from(stgi).ok()? + 3))
 }
 
 #[cfg(test)]
@@ -133,8 +161,8 @@ mod tests {
         let code = [
             0x0f, 0x01, 0xdc, 0x0f, 0x01, 0xdd, 0x90, 0x0f, 0x01, 0xdc, 0xc3,
         ];
-        assert_eq!(behind_stgi(&code), Some(10));
-        assert_eq!(behind_stgi(&code[..7]), None);
-        assert_eq!(behind_stgi(&[]), None);
+        assert_eq!(behind_clgi_and_stgi(&code), Some((6, 10)));
+        assert_eq!(behind_clgi_and_stgi(&code[..7]), None);
+        assert_eq!(behind_clgi_and_stgi(&[]), None);
     }
 }

@@ -4,13 +4,13 @@
 //! process. A healthy dump shows each VM both ways; a VM that shows only one way is reported as
 //! such ([`FoundBy`]), never dropped.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
 use super::field::{kvm_object, kvm_symbol, or};
 use super::memslot::{memslots, ram_bytes};
-use super::{GuestError, cmdline};
+use super::{GuestError, cmdline, refusal};
 use crate::kernel::{Kernel, KernelError, Object, containers};
 
 /// One virtual machine, in short.
@@ -35,6 +35,8 @@ pub struct GuestSummary {
     pub vendor: String,
     /// Which ways led to it.
     pub found_by: FoundBy,
+    /// Why it cannot be brought back, where a first look tells.
+    pub unsupported: Option<String>,
 }
 
 /// Which ways led to a VM.
@@ -69,7 +71,8 @@ pub fn guests(kernel: &Kernel) -> Result<Vec<GuestSummary>, GuestError> {
         Ok(vms) => by_list.extend(vms.into_iter().map(|vm| (vm, ()))),
         Err(error) => tracing::warn!("KVM's vm_list cannot be walked: {error}"),
     }
-    let by_descriptor = held(kernel)?;
+    let Held { vms, with_io_uring } = held(kernel)?;
+    let by_descriptor = vms;
 
     let mut all: Vec<u64> = by_list.keys().copied().collect();
     all.extend(by_descriptor.keys().filter(|vm| !by_list.contains_key(vm)));
@@ -85,7 +88,7 @@ pub fn guests(kernel: &Kernel) -> Result<Vec<GuestSummary>, GuestError> {
         }
         let holders = by_descriptor.get(&vm);
         guests.push(
-            summary(kernel, vm, holders, found_by).unwrap_or_else(|error| {
+            summary(kernel, vm, holders, &with_io_uring, found_by).unwrap_or_else(|error| {
                 tracing::warn!("VM {vm:#x} cannot be read: {error}");
                 unreadable(vm, found_by)
             }),
@@ -102,11 +105,20 @@ fn listed(kernel: &Kernel, head: u64) -> Result<Vec<u64>, KernelError> {
     Ok(vms.iter().map(Object::addr).collect())
 }
 
-/// The VMs that descriptors lead to, each with the process that owns it.
-fn held(kernel: &Kernel) -> Result<BTreeMap<u64, Vec<u64>>, GuestError> {
+/// What the descriptors of all processes lead to. Processes are leaders' tasks.
+#[derive(Default)]
+struct Held {
+    /// VMs, each with the processes that have a descriptor of it.
+    vms: BTreeMap<u64, Vec<u64>>,
+    /// Processes with an io_uring.
+    with_io_uring: BTreeSet<u64>,
+}
+
+fn held(kernel: &Kernel) -> Result<Held, GuestError> {
+    let uring_fops = kernel.symbol("io_uring_fops").ok();
     let vm_fops = kvm_symbol(kernel, "kvm_vm_fops");
     let vcpu_fops = kvm_symbol(kernel, "kvm_vcpu_fops");
-    let mut found: BTreeMap<u64, Vec<u64>> = BTreeMap::new();
+    let mut found = Held::default();
     for leader in processes(kernel)? {
         let files = match open_files(&leader) {
             Ok(files) => files,
@@ -123,6 +135,9 @@ fn held(kernel: &Kernel) -> Result<BTreeMap<u64, Vec<u64>>, GuestError> {
             let Ok((operations, data)) = operations(kernel, file) else {
                 continue;
             };
+            if operations.is_some() && operations == uring_fops {
+                found.with_io_uring.insert(leader.addr());
+            }
             let vm = if operations.is_some() && operations == vm_fops {
                 Some(data)
             } else if operations.is_some() && operations == vcpu_fops {
@@ -131,7 +146,7 @@ fn held(kernel: &Kernel) -> Result<BTreeMap<u64, Vec<u64>>, GuestError> {
                 None
             };
             if let Some(vm) = vm.filter(|vm| *vm != 0) {
-                let holders = found.entry(vm).or_default();
+                let holders = found.vms.entry(vm).or_default();
                 if holders.last() != Some(&leader.addr()) {
                     holders.push(leader.addr());
                 }
@@ -219,6 +234,7 @@ fn unreadable(vm: u64, found_by: FoundBy) -> GuestSummary {
         memory_bytes: 0,
         vendor: String::new(),
         found_by,
+        unsupported: None,
     }
 }
 
@@ -226,6 +242,7 @@ fn summary(
     kernel: &Kernel,
     vm: u64,
     holders: Option<&Vec<u64>>,
+    with_io_uring: &BTreeSet<u64>,
     found_by: FoundBy,
 ) -> Result<GuestSummary, GuestError> {
     let obj = kvm_object(kernel, "kvm", vm).map_err(GuestError::reading("struct kvm", vm))?;
@@ -240,6 +257,20 @@ fn summary(
             Ok(i32::try_from(o.i(p)?).unwrap_or_default())
         })?,
     };
+    let vendor = super::vendor(kernel)?;
+    let mut unsupported = match refusal::refuse(kernel, &obj, vendor) {
+        Err(GuestError::Unsupported { why, .. }) => Some(why),
+        Err(error) => {
+            tracing::warn!("VM {vm:#x}: {error}");
+            None
+        }
+        Ok(()) => None,
+    };
+    if holders.is_some_and(|h| h.iter().any(|task| with_io_uring.contains(task))) {
+        unsupported.get_or_insert_with(|| {
+            "its VMM uses io_uring, of which no call puts the rings' state back".to_owned()
+        });
+    }
     Ok(GuestSummary {
         vm,
         pid,
@@ -248,7 +279,8 @@ fn summary(
         uuid: identity.uuid,
         vcpus: super::field::narrow(&obj, "created_vcpus")?,
         memory_bytes: ram_bytes(&memslots(&obj)?),
-        vendor: super::vendor(kernel)?.to_owned(),
+        vendor: vendor.to_owned(),
         found_by,
+        unsupported,
     })
 }

@@ -4,8 +4,8 @@
 
 use super::GuestError;
 use super::field::u_or_0;
-use crate::dataset::{Fidelity, MsrEntry};
-use crate::kernel::{Object, containers};
+use crate::dataset::MsrEntry;
+use crate::kernel::Object;
 
 /// The MSRs that one vCPU says about the whole VM, and its own; empty where the guest does not use
 /// the interface. The order is that of QEMU's migration.
@@ -38,6 +38,12 @@ pub(super) fn msrs(
             (0x4000_0108, "hv_tsc_emulation_status"),
             (0x4000_0118, "hv_invtsc_control"),
             (0x4000_0105, "hv_crash_ctl"),
+            (0x4000_00f1, "hv_syndbg.control.control"),
+            (0x4000_00f2, "hv_syndbg.control.status"),
+            (0x4000_00f3, "hv_syndbg.control.send_page"),
+            (0x4000_00f4, "hv_syndbg.control.recv_page"),
+            (0x4000_00f5, "hv_syndbg.control.pending_page"),
+            (0x4000_00ff, "hv_syndbg.options"),
         ] {
             set(index, u_or_0(&whole, field)?);
         }
@@ -70,22 +76,4 @@ pub(super) fn msrs(
         set(0x4000_00b1 + 2 * number, timer.u("count")?);
     }
     Ok(list)
-}
-
-/// What of the interface cannot be handed on.
-pub(super) fn losses(
-    vm: &Object<'_>,
-    subject: &str,
-    fidelity: &mut Vec<Fidelity>,
-) -> Result<(), GuestError> {
-    if vm.has("arch.hyperv.conn_to_evt")
-        && !containers::idr(&vm.get("arch.hyperv.conn_to_evt")?)?.is_empty()
-    {
-        fidelity.push(Fidelity::lost(
-            subject,
-            "Hyper-V event connections",
-            "the eventfds that the VMM had bound to them (KVM_HYPERV_EVENTFD) are not read",
-        ));
-    }
-    Ok(())
 }

@@ -42,6 +42,13 @@ pub(super) fn memslots(vm: &Object<'_>) -> Result<Vec<Memslot>, GuestError> {
     Ok(found)
 }
 
+/// Whether a slot's memory is in a guest_memfd. KVM_MEM_GUEST_MEMFD, since a7800aa80ea4 ("KVM: Add
+/// KVM_CREATE_GUEST_MEMFD ioctl() for guest-specific backing memory") (in v6.8).
+pub(super) fn uses_guest_memfd(vm: &Object<'_>) -> Result<bool, GuestError> {
+    const GUEST_MEMFD: u32 = 4;
+    Ok(memslots(vm)?.iter().any(|s| s.flags & GUEST_MEMFD != 0))
+}
+
 /// The slots of one `struct kvm_memslots`.
 fn active_slots<'k>(set: &Object<'k>) -> Result<Vec<Object<'k>>, GuestError> {
     if set.has("gfn_tree") {

@@ -2,7 +2,8 @@
 
 use super::field::words;
 use super::{GuestError, field};
-use crate::kernel::{Kernel, Object, containers};
+use crate::kernel::{CpuState, Kernel, Object, containers};
+use crate::task::FpuFound;
 
 /// The thread that last called KVM_RUN.
 pub(super) struct VcpuThread<'k> {
@@ -11,13 +12,6 @@ pub(super) struct VcpuThread<'k> {
     pub tid: i32,
     /// CPU that it was on; `None` when it was on none.
     pub on_cpu: Option<u32>,
-}
-
-/// Where a CPU was when the crash stopped it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct StoppedAt {
-    pub rip: u64,
-    pub rsp: u64,
 }
 
 impl<'k> VcpuThread<'k> {
@@ -45,25 +39,34 @@ impl<'k> VcpuThread<'k> {
         Ok(Some(VcpuThread { task, tid, on_cpu }))
     }
 
-    /// The FPU registers of its CPU were its own, and newer than what is in memory:
-    /// `TIF_NEED_FPU_LOAD` is clear, since 5f409e20b794 ("x86/fpu: Defer FPU state load until
-    /// return to userspace") (in v5.2).
-    pub fn fpu_is_live(&self) -> Result<bool, GuestError> {
-        if self.on_cpu.is_none() {
-            return Ok(false);
-        }
+    /// Where the FPU registers that it works on were: in memory when `TIF_NEED_FPU_LOAD` is set,
+    /// since 5f409e20b794 ("x86/fpu: Defer FPU state load until return to userspace") (in v5.2).
+    pub fn find_fpu(&self) -> Result<FpuFound, GuestError> {
         // Which bit that is, the process's other threads tell, which were switched away from.
         let threads = self.task.follow("signal")?.get("thread_head")?;
         let mut others = containers::list(&threads, "task_struct", "thread_node")?;
         others.retain(|t| t.u("on_cpu").is_ok_and(|on| on == 0));
         let need_load = crate::task::need_load_bit(others.iter());
-        Ok(self.task.u("thread_info.flags")? & need_load == 0)
+        let in_memory = self.task.u("thread_info.flags")? & need_load != 0;
+        Ok(crate::task::find_fpu(&self.task, self.on_cpu, in_memory))
+    }
+
+    /// What is known of its CPU, if it was on one and what is known is of this thread.
+    pub fn cpu_state(&self) -> Option<CpuState> {
+        let state = self.task.kernel().cpu_state(self.on_cpu?).ok()??;
+        let of_it = state.thread.is_none_or(|t| t.task == self.task.addr());
+        of_it.then_some(state)
     }
 
     /// The FPU state that the thread works on is this one, so it is within KVM_RUN. KVM swaps the
     /// guest's in when KVM_RUN begins, and out when it ends.
     pub fn works_on(&self, fpstate: u64) -> Result<bool, GuestError> {
         Ok(crate::task::fpu(&self.task)?.ptr("fpstate")? == fpstate)
+    }
+
+    /// CR3 points to the page tables of its memory.
+    pub fn has_page_tables(&self, cr3: u64) -> Result<bool, GuestError> {
+        Ok(crate::task::has_page_tables(&self.task, cr3)?)
     }
 
     /// It is between `vcpu_load` and `vcpu_put` of this `struct kvm_vcpu`.
@@ -94,33 +97,6 @@ impl<'k> VcpuThread<'k> {
         };
         Ok(self.task.u(state)? != 0)
     }
-}
-
-/// Where `cpu` was when the crash stopped it, from its note in `crash_notes`, which the kernel
-/// fills as it dies. `None` when there is no such note: this CPU did not answer, or the dump was
-/// taken from outside a kernel that never crashed.
-pub(super) fn stopped_at(kernel: &Kernel, cpu: u32) -> Option<StoppedAt> {
-    // struct elf_note header, "CORE" padded to eight bytes, struct elf_prstatus.
-    const DESCRIPTION: u64 = 20;
-    const NT_PRSTATUS: u32 = 1;
-    // pr_reg is a user_regs_struct: r15 … rip (16), cs, flags, rsp (19).
-    const RIP: u64 = 16 * 8;
-    const RSP: u64 = 19 * 8;
-    let notes = kernel.read_u64(kernel.symbol("crash_notes").ok()?).ok()?;
-    let note = kernel.per_cpu(notes, cpu).ok()?;
-    if kernel.read_u32(note.wrapping_add(8)).ok()? != NT_PRSTATUS {
-        return None;
-    }
-    let regs = kernel
-        .offset_of("elf_prstatus", "pr_reg")
-        .ok()?
-        .wrapping_add(note)
-        .wrapping_add(DESCRIPTION);
-    let stopped = StoppedAt {
-        rip: kernel.read_u64(regs.wrapping_add(RIP)).ok()?,
-        rsp: kernel.read_u64(regs.wrapping_add(RSP)).ok()?,
-    };
-    (stopped.rip != 0).then_some(stopped)
 }
 
 /// What stands on the stack from `rsp` up, as far as it can be read and for at most two pages.

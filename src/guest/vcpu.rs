@@ -4,19 +4,16 @@ use super::clock::CrashClock;
 use super::cpuid::Cpuid;
 use super::events::{self, HFlags};
 use super::exit_window::{Window, window};
-use super::field::{flag, flag_or_false, narrow, or, u_or_0, words};
+use super::field::{flag, flag_or_false, narrow, or};
 use super::lapic::{self, LapicState};
 use super::msr;
+use super::outside::{GuestOnCpu, OnCpu};
 use super::thread::VcpuThread;
 use super::user_memory::UserMemory;
 use super::vmcb::Svm;
-use super::{GuestError, exit_report, hyperv, nested};
-use crate::dataset::{
-    Blob, DebugRegs, ExitInFlight, Fidelity, ObjectId, SystemRegs, Vcpu, VcpuActivity, VcpuRegs,
-};
+use super::{GuestError, exit_in_flight, exit_report, hyperv, nested, registers};
+use crate::dataset::{Fidelity, ObjectId, REGISTERS, SystemRegs, Vcpu, VcpuActivity};
 use crate::kernel::{Kernel, Object, XsaveLayout};
-
-const PAGE: usize = 4096;
 
 // KVM_MP_STATE_*. Linux include/uapi/linux/kvm.h.
 const MP_RUNNABLE: u32 = 0;
@@ -25,6 +22,9 @@ const MP_HALTED: u32 = 3;
 const MP_SIPI_RECEIVED: u32 = 4;
 const MP_AP_RESET_HOLD: u32 = 9;
 
+/// CR4.CET.
+const CR4_CET: u64 = 1 << 23;
+
 /// A vCPU whose thread is known.
 pub(super) struct Found<'k> {
     /// `struct kvm_vcpu`.
@@ -32,19 +32,53 @@ pub(super) struct Found<'k> {
     pub thread: Option<VcpuThread<'k>>,
     pub window: Window,
     pub activity: VcpuActivity,
+    /// Whose registers a hypervisor found in its CPU.
+    pub on_cpu: Option<OnCpu>,
 }
 
 impl<'k> Found<'k> {
     pub fn new(kernel: &'k Kernel, vcpu: Object<'k>) -> Result<Found<'k>, GuestError> {
         let thread = VcpuThread::of(&vcpu)?;
-        let window = window(kernel, &vcpu, thread.as_ref())?;
+        let (window, on_cpu) = window(kernel, &vcpu, thread.as_ref())?;
         let activity = activity(&vcpu, thread.as_ref(), window)?;
         Ok(Found {
             vcpu,
             thread,
             window,
             activity,
+            on_cpu,
         })
+    }
+
+    /// The guest's registers where they were in the CPU alone; that they are from there, or that
+    /// nobody has them, is said.
+    fn in_cpu(
+        &self,
+        runs_own_guest: bool,
+        subject: &str,
+        fidelity: &mut Vec<Fidelity>,
+    ) -> Option<&GuestOnCpu> {
+        if self.window != Window::Inside {
+            return None;
+        }
+        let why = match &self.on_cpu {
+            Some(OnCpu::Guest(_)) if runs_own_guest => "it may have been in the guest's own guest",
+            Some(OnCpu::Guest(guest)) => {
+                guest.report(subject, fidelity);
+                return Some(guest);
+            }
+            Some(OnCpu::Unknown(why)) => why,
+            _ => "it was on its way between guest and host",
+        };
+        fidelity.push(Fidelity::lost(
+            subject,
+            REGISTERS,
+            format!(
+                "the CPU was in the guest and was stopped from outside, and {why}: what is here is \
+                 what it last entered the guest with"
+            ),
+        ));
+        None
     }
 }
 
@@ -106,22 +140,35 @@ impl Reader<'_, '_> {
                 "it is woken for all of them, and asks again for what is not there",
             ));
         }
-        if found.window == Window::Inside {
-            fidelity.push(Fidelity::lost(
-                subject,
-                "registers",
-                "the CPU was in the guest and was stopped from outside, so what is here is what \
-                 it last entered the guest with",
-            ));
-        }
         let hflags = HFlags::of(arch, &svm.vcpu)?;
+        let in_cpu = found.in_cpu(hflags.nested_guest, subject, fidelity);
+        if hflags.nested_guest {
+            return Err(GuestError::Unsupported {
+                vm: self.vm.addr(),
+                why: format!(
+                    "vCPU {vcpu_id} was running a guest of its own at that instant, and no such \
+                     guest has been seen to come back right"
+                ),
+            });
+        }
         let cpuid = Cpuid::of(arch)?;
         let guest_debug: u32 = narrow(vcpu, "guest_debug")?;
 
-        let mut regs = general(arch)?;
+        let mut regs = registers::general(arch)?;
         regs.rflags = svm.rflags(guest_debug)?;
         let mut sregs = self.system(arch, svm, found.window)?;
-        let mut debug = debug_registers(arch, svm, found.window, subject, fidelity)?;
+        if let Some(guest) = in_cpu {
+            regs = guest.general();
+            guest.system(svm.nested_paging, &mut sregs)?;
+        }
+        if sregs.cr4 & CR4_CET != 0 {
+            return Err(GuestError::Unsupported {
+                vm: self.vm.addr(),
+                why: "it uses shadow stacks or branch tracking (CET), whose registers are not read"
+                    .into(),
+            });
+        }
+        let mut debug = registers::debug(arch, svm, found, subject, fidelity)?;
         let lapic = lapic::lapic(
             &lapic::Around {
                 vm: self.vm,
@@ -136,7 +183,7 @@ impl Reader<'_, '_> {
             fidelity,
         )?;
         sregs.cr8 = lapic.as_ref().map_or(arch.u("cr8")?, |l| l.cr8);
-        let events = events::events(
+        let mut events = events::events(
             &events::Source {
                 vm: self.vm,
                 vcpu,
@@ -166,6 +213,13 @@ impl Reader<'_, '_> {
         // After the TSC, from which the guest's clocks there count.
         let first = vcpu.u("vcpu_idx")? == 0;
         msrs.extend(hyperv::msrs(self.vm, arch, first)?);
+        // Hyper-V's assist page, where it is off, turns KVM's EOI by memory off with it.
+        const PV_EOI: u32 = 0x4b56_4d04;
+        msrs.sort_by_key(|msr| msr.index == PV_EOI);
+        if let Some(guest) = in_cpu {
+            guest.msrs(&mut msrs);
+            GuestOnCpu::events(&mut events);
+        }
         let (xsave, fpu_stale) = self.fpu(arch, found, subject, fidelity)?;
         Ok(Vcpu {
             id: ObjectId(vcpu.addr()),
@@ -191,8 +245,8 @@ impl Reader<'_, '_> {
             tpr_access_reporting: flag_or_false(arch, "tpr_access_reporting")?,
             guest_debug,
             enforce_pv_cpuid: flag_or_false(arch, "pv_cpuid.enforce")?,
-            run_pages: self.run_pages(vcpu, arch)?,
-            exit_in_flight: self.exit_in_flight(vcpu, arch)?,
+            run_pages: exit_in_flight::run_pages(self.vm, vcpu)?,
+            exit_in_flight: exit_in_flight::exit_in_flight(vcpu)?,
             exit_unreported: exit_report::unreported(
                 self.kernel,
                 vcpu,
@@ -240,7 +294,7 @@ impl Reader<'_, '_> {
             sregs.cr2 = save.u("cr2")?;
         }
         svm.segments(&mut sregs)?;
-        if !svm.nested_paging && in_pae_mode(&sregs) {
+        if !svm.nested_paging && registers::in_pae_mode(&sregs) {
             // With shadow paging KVM's copy is what the CPU uses. With nested paging the CPU reads
             // them from the guest's memory, and will again.
             let mut pdptrs = [0; 4];
@@ -260,225 +314,6 @@ impl Reader<'_, '_> {
         };
         Ok(arch.u("regs_dirty")? >> (bit & 63) & 1 != 0)
     }
-
-    /// The FPU, and whether its registers were in the CPU and are lost.
-    fn fpu(
-        &self,
-        arch: &Object<'_>,
-        found: &Found<'_>,
-        subject: &str,
-        fidelity: &mut Vec<Fidelity>,
-    ) -> Result<(Blob, bool), GuestError> {
-        /// KVM_GET_XSAVE's area is never shorter.
-        const LEAST: usize = 4096;
-        /// AMX's has 11 KiB.
-        const MOST: u64 = 1 << 16;
-        let fpstate = arch.follow("guest_fpu.fpstate")?;
-        let size = fpstate.u("size")?;
-        if size > MOST {
-            return Err(GuestError::Damaged {
-                what: "fpstate.size",
-                addr: fpstate.addr(),
-                detail: format!("{size} bytes"),
-            });
-        }
-        let area = fpstate.get("regs")?.read_bytes(size)?;
-        let default = XsaveLayout::default();
-        let layout = self.layout.unwrap_or(&default);
-        // Components that the guest cannot turn on hold the host's initial
-        // state, and KVM_SET_XSAVE refuses them. Seen with MPX, which SVM never
-        // gives to a guest, and whose BNDCSR bit TCG sets in every area.
-        const LEGACY: u64 = 3;
-        let mut features = fpstate.u("user_xfeatures")?;
-        if arch.has("guest_supported_xcr0") {
-            features &= arch.u("guest_supported_xcr0")? | LEGACY;
-        }
-        let mut standard = layout.to_standard(&area, features);
-        let pkru = u32::try_from(u_or_0(arch, "pkru")?).unwrap_or_default();
-        if pkru != 0 {
-            layout.set_pkru(&mut standard, pkru);
-        }
-        let wanted = LEAST.max(narrow(arch, "guest_fpu.uabi_size").unwrap_or(LEAST));
-        if standard.len() < wanted && wanted as u64 <= MOST {
-            standard.resize(wanted, 0);
-        }
-
-        let stale = match &found.thread {
-            Some(thread) => thread.works_on(fpstate.addr())? && thread.fpu_is_live()?,
-            None => false,
-        };
-        if stale {
-            fidelity.push(Fidelity::lost(
-                subject,
-                "FPU, SSE and AVX registers",
-                "they were in the CPU, and a dying kernel does not save them; these are the last \
-                 that were saved",
-            ));
-        }
-        Ok((Blob(standard), stale))
-    }
-
-    /// The pages that the VMM maps from the vCPU's descriptor.
-    fn run_pages(&self, vcpu: &Object<'_>, arch: &Object<'_>) -> Result<Vec<Blob>, GuestError> {
-        [
-            ("kvm_vcpu.run", vcpu.ptr("run")?),
-            ("kvm_vcpu_arch.pio_data", arch.ptr("pio_data")?),
-            (
-                "kvm.coalesced_mmio_ring",
-                if self.vm.has("coalesced_mmio_ring") {
-                    self.vm.ptr("coalesced_mmio_ring")?
-                } else {
-                    0
-                },
-            ),
-        ]
-        .into_iter()
-        .map(|(what, addr)| {
-            let mut page = vec![0; PAGE];
-            if addr != 0 {
-                self.kernel
-                    .read(addr, &mut page)
-                    .map_err(GuestError::reading(what, addr))?;
-            }
-            Ok(Blob(page))
-        })
-        .collect()
-    }
-
-    /// The exit whose instruction KVM had still to finish.
-    fn exit_in_flight(
-        &self,
-        vcpu: &Object<'_>,
-        arch: &Object<'_>,
-    ) -> Result<Option<ExitInFlight>, GuestError> {
-        let completion = arch.ptr("complete_userspace_io")?;
-        if completion == 0 {
-            return Ok(None);
-        }
-        let name = match self.kernel.symbol_at(completion) {
-            Some((name, 0)) => name,
-            Some((name, offset)) => format!("{name}+{offset:#x}"),
-            None => format!("{completion:#x}"),
-        };
-        let (mmio_pieces_done, mmio_pieces_left) = mmio_pieces(vcpu)?;
-        Ok(Some(ExitInFlight {
-            reason: narrow(&vcpu.follow("run")?, "exit_reason")?,
-            completion: name,
-            mmio_pieces_left,
-            mmio_pieces_done,
-        }))
-    }
-}
-
-/// Of an MMIO access that goes to the VMM in pieces of 8 bytes: how many were done, and how many
-/// follow the one in the kvm_run page. `complete_emulated_mmio`.
-fn mmio_pieces(vcpu: &Object<'_>) -> Result<(u32, u32), GuestError> {
-    const PIECE: u64 = 8;
-    if vcpu.u("mmio_needed")? == 0 {
-        return Ok((0, 0));
-    }
-    let (current, count): (u32, u32) = (
-        narrow(vcpu, "mmio_cur_fragment")?,
-        narrow(vcpu, "mmio_nr_fragments")?,
-    );
-    let mut left = 0;
-    for number in current..count {
-        // KVM shortens the fragment as its pieces are done.
-        let len = vcpu.u(&format!("mmio_fragments[{number}].len"))?;
-        left += u32::try_from(len.div_ceil(PIECE)).unwrap_or_default();
-    }
-    Ok((current, left.saturating_sub(1)))
-}
-
-/// `arch.regs`, in the order of `enum kvm_reg`, which is that of x86's encoding.
-fn general(arch: &Object<'_>) -> Result<VcpuRegs, GuestError> {
-    let field = arch.get("regs")?;
-    let words = words(&field.bytes()?);
-    let [
-        rax,
-        rcx,
-        rdx,
-        rbx,
-        rsp,
-        rbp,
-        rsi,
-        rdi,
-        r8,
-        r9,
-        r10,
-        r11,
-        r12,
-        r13,
-        r14,
-        r15,
-        rip,
-        ..,
-    ] = words[..]
-    else {
-        return Err(GuestError::Damaged {
-            what: "kvm_vcpu_arch.regs",
-            addr: field.addr(),
-            detail: format!("{} registers where there are 17", words.len()),
-        });
-    };
-    Ok(VcpuRegs {
-        rax,
-        rbx,
-        rcx,
-        rdx,
-        rsi,
-        rdi,
-        rsp,
-        rbp,
-        r8,
-        r9,
-        r10,
-        r11,
-        r12,
-        r13,
-        r14,
-        r15,
-        rip,
-        rflags: 0,
-    })
-}
-
-fn debug_registers(
-    arch: &Object<'_>,
-    svm: &Svm<'_>,
-    window: Window,
-    subject: &str,
-    fidelity: &mut Vec<Fidelity>,
-) -> Result<DebugRegs, GuestError> {
-    /// KVM_DEBUGREG_WONT_EXIT: the guest writes the registers themselves.
-    const WONT_EXIT: u64 = 2;
-    let mut regs = DebugRegs {
-        db: [0; 4],
-        dr6: arch.u("dr6")?,
-        dr7: arch.u("dr7")?,
-    };
-    for (value, word) in regs.db.iter_mut().zip(words(&arch.get("db")?.bytes()?)) {
-        *value = word;
-    }
-    if window != Window::Closed && arch.u("switch_db_regs")? & WONT_EXIT != 0 {
-        regs.dr6 = svm.current.u("save.dr6")?;
-        regs.dr7 = svm.current.u("save.dr7")?;
-        fidelity.push(Fidelity::lost(
-            subject,
-            "DR0–DR3",
-            "the guest was using them, and they were in the CPU; these are the last that were \
-             saved",
-        ));
-    }
-    Ok(regs)
-}
-
-/// CR0.PG, CR4.PAE, and no long mode.
-fn in_pae_mode(sregs: &SystemRegs) -> bool {
-    const PG: u64 = 1 << 31;
-    const PAE: u64 = 1 << 5;
-    const LMA: u64 = 1 << 10;
-    sregs.cr0 & PG != 0 && sregs.cr4 & PAE != 0 && sregs.efer & LMA == 0
 }
 
 /// `kvm_arch_vcpu_ioctl_get_mpstate`.

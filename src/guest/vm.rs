@@ -1,10 +1,10 @@
 //! A whole virtual machine.
 
 use super::clock::CrashClock;
-use super::field::{flag_or_false, kvm_object, narrow, svm_object, u_or_0};
+use super::field::{kvm_object, narrow, u_or_0};
 use super::user_memory::UserMemory;
 use super::vcpu::{Found, Reader};
-use super::{GuestError, caps, cmdline, eventfds, find, hyperv, irqchip, memslot, routing};
+use super::{GuestError, caps, cmdline, eventfds, find, irqchip, memslot, refusal, routing};
 use crate::dataset::{Fidelity, Host, ObjectId, VcpuActivity, Vm, VmClock};
 use crate::kernel::{Kernel, Object, XsaveLayout, containers};
 
@@ -18,7 +18,7 @@ pub(super) fn extract(
 ) -> Result<(Vm, Vec<Fidelity>), GuestError> {
     let vendor = super::vendor(kernel)?;
     let kvm = &kvm_object(kernel, "kvm", vm).map_err(GuestError::reading("struct kvm", vm))?;
-    refuse(kernel, kvm, vendor)?;
+    refusal::refuse(kernel, kvm, vendor)?;
     let subject = &format!("vm {vm:#x}");
     let mut fidelity = Vec::new();
 
@@ -31,8 +31,7 @@ pub(super) fn extract(
     fidelity.push(Fidelity::reconstructed(
         subject,
         "TSC and kvmclock",
-        "from the latest time that the dead host is known to have seen; the guest's clocks stand \
-         still while it is down",
+        "from the latest time that the dead host is known to have seen",
     ));
     let layout = XsaveLayout::of(kernel)
         .inspect_err(|error| tracing::warn!("layout of the FPU's state: {error}"))
@@ -58,7 +57,6 @@ pub(super) fn extract(
     let arch = kvm.get("arch")?;
     let memslots = memslot::memslots(kvm)?;
     dirty_logs(kvm, &memslots, subject, &mut fidelity)?;
-    hyperv::losses(kvm, subject, &mut fidelity)?;
     let extracted = Vm {
         id: ObjectId(vm),
         pid: owner.map_or(0, |o| o.pid),
@@ -75,41 +73,15 @@ pub(super) fn extract(
         coalesced_zones: eventfds::coalesced_zones(kvm)?,
         clock: VmClock {
             clock_ns: clock.kvmclock(kernel, kvm, &objects)?,
+            realtime_ns: None,
         },
         default_tsc_khz: narrow(&arch, "default_tsc_khz")?,
-        caps: caps::caps(kvm, subject, &mut fidelity)?,
+        caps: caps::caps(kvm)?,
         tss_addr: None,
         identity_map_addr: None,
         vcpus,
     };
     Ok((extracted, fidelity))
-}
-
-/// Refuses what cannot be brought back, before anything of it is read.
-fn refuse(kernel: &Kernel, kvm: &Object<'_>, vendor: &str) -> Result<(), GuestError> {
-    let unsupported = |why: &str| {
-        Err(GuestError::Unsupported {
-            vm: kvm.addr(),
-            why: why.to_owned(),
-        })
-    };
-    if vendor != "svm" {
-        return unsupported(
-            "it ran on an Intel CPU (kvm_intel), whose guests are found and shown but not yet \
-             read: the layout of the VMCS is the CPU's secret",
-        );
-    }
-    let svm = svm_object(kernel, "kvm_svm", kvm.addr())?;
-    if flag_or_false(&svm, "sev_info.active")? {
-        return unsupported("its memory is encrypted (SEV), and the keys died with the machine");
-    }
-    if u_or_0(kvm, "arch.vm_type")? != 0 {
-        return unsupported("it is a protected VM, whose memory the host cannot read");
-    }
-    if flag_or_false(kvm, "vm_dead")? || flag_or_false(kvm, "vm_bugged")? {
-        return unsupported("KVM had given it up after an internal error, before the crash");
-    }
-    Ok(())
 }
 
 /// The vCPUs in the order of `vcpu_idx`.

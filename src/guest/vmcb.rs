@@ -100,8 +100,9 @@ impl<'k> Svm<'k> {
     }
 }
 
+/// What a segment register is for.
 #[derive(Clone, Copy)]
-enum Kind {
+pub(super) enum Kind {
     Code,
     Data,
     Stack { cpl: u8 },
@@ -120,7 +121,7 @@ fn decode(seg: &Object<'_>, kind: Kind) -> Result<Segment, GuestError> {
 }
 
 /// A segment from the VMCB's form: `attrib` is bits 40–47 and 52–55 of a descriptor, twelve bits.
-fn segment(base: u64, limit: u32, selector: u16, attrib: u16, kind: Kind) -> Segment {
+pub(super) fn segment(base: u64, limit: u32, selector: u16, attrib: u16, kind: Kind) -> Segment {
     let bits = |from: u32, mask: u16| (attrib >> from & mask) as u8;
     let present = bits(7, 1);
     let mut seg = Segment {

@@ -26,11 +26,15 @@
 mod address;
 mod btf;
 pub mod containers;
+mod cpu_state;
+mod cpu_state_text;
 mod error;
 mod first_look;
 mod kallsyms;
 mod kallsyms_place;
+mod keeper;
 mod list;
+mod loaded;
 mod log;
 mod maple;
 mod modules;
@@ -38,6 +42,7 @@ mod object;
 mod page_table;
 mod percpu;
 mod rbtree;
+mod reading;
 mod types;
 mod vmcoreinfo;
 mod xarray;
@@ -45,6 +50,8 @@ mod xsave;
 
 use std::sync::{Arc, OnceLock};
 
+pub use cpu_state::{CpuSource, CpuState, CpuThread, StoppedAt, from_notes, from_text};
+pub use cpu_state_text::{CpuText, CpuTextError, parse as parse_cpu_text};
 pub use error::KernelError;
 pub use first_look::{FirstLook, UtsNames};
 pub use log::LogRecord;
@@ -52,17 +59,13 @@ pub use modules::Module;
 pub use object::Object;
 pub use page_table::{AddressSpace, Entry, Mapping, Present, SwapEntry};
 pub use vmcoreinfo::VmcoreInfo;
-pub use xsave::{XsaveComponent, XsaveLayout};
+pub use xsave::{FpuRegisters, XsaveComponent, XsaveLayout};
 
 use crate::dump::PhysicalMemory;
 use address::AddressMap;
-use btf::Btf;
 use kallsyms::Kallsyms;
-use modules::ModuleSymbols;
-use types::{Blob, TypeId, Types};
-
-/// vmlinux's BTF has 4 to 10 MB, a module's a few hundred kB.
-const MAX_BTF: u64 = 64 << 20;
+use loaded::{LoadedModule, read_vmlinux_types};
+use types::{TypeId, Types};
 
 /// The dead kernel. To be shared between threads by reference.
 pub struct Kernel {
@@ -74,11 +77,9 @@ pub struct Kernel {
     vmemmap: u64,
     page_size: u64,
     modules: OnceLock<Result<Vec<LoadedModule>, KernelError>>,
-}
-
-struct LoadedModule {
-    module: Module,
-    symbols: OnceLock<Result<ModuleSymbols, KernelError>>,
+    keeper: OnceLock<Result<Option<keeper::Keeper>, KernelError>>,
+    /// What a hypervisor said of the CPUs.
+    outside: Vec<CpuState>,
 }
 
 impl Kernel {
@@ -96,6 +97,7 @@ impl Kernel {
         let mut addresses = AddressMap::new(memory, &info)?;
         // kallsyms is in the image, which needs nothing but VMCOREINFO to be read.
         let kallsyms = Kallsyms::read(&info, &|addr, buf| addresses.read(addr, buf))?;
+        crate::phases::done("symbols");
         let variable = |name: &str| -> Result<Option<u64>, KernelError> {
             let Some(addr) = kallsyms.address(name) else {
                 return Ok(None);
@@ -120,9 +122,12 @@ impl Kernel {
             vmemmap,
             page_size: 0,
             modules: OnceLock::new(),
+            keeper: OnceLock::new(),
+            outside: Vec::new(),
         };
         kernel.page_size = kernel.size_of("page")?;
         kernel.add_module_types();
+        crate::phases::done("types");
         Ok(kernel)
     }
 
@@ -155,6 +160,25 @@ impl Kernel {
         Err(first_error.unwrap_or_else(|| KernelError::NoInfo {
             key: "OSRELEASE, as there is no such note, neither in the dump nor in memory".into(),
         }))
+    }
+
+    /// The text of the VMCOREINFO note of the kernel in this memory: that of the kernel which calls
+    /// the page its own, as in [`Kernel::discover`]; or, where no kernel can be read (it has no
+    /// BTF, say), of the one page that looks like a note. Reads all of the memory, if need be.
+    #[must_use]
+    pub fn note_in(memory: Arc<dyn PhysicalMemory>) -> Option<String> {
+        const MAX_NOTES: usize = 4096;
+        let mut unproven = Vec::new();
+        for found in vmcoreinfo::search(&*memory).take(MAX_NOTES) {
+            let owns = Kernel::open(Arc::clone(&memory), &found.text)
+                .and_then(|kernel| kernel.owns_note(found.pfn));
+            match owns {
+                Ok(true) => return Some(found.text),
+                Ok(false) => {}
+                Err(_) => unproven.push(found.text),
+            }
+        }
+        unproven.pop().filter(|_| unproven.is_empty())
     }
 
     /// Whether the note that this kernel keeps ready is in this page frame. Linux
@@ -259,95 +283,6 @@ impl Kernel {
         self.kallsyms.len()
     }
 
-    /// Reads at a kernel virtual address.
-    pub fn read(&self, addr: u64, buf: &mut [u8]) -> Result<(), KernelError> {
-        self.addresses.read(addr, buf)
-    }
-
-    /// Reads a little-endian u64.
-    pub fn read_u64(&self, addr: u64) -> Result<u64, KernelError> {
-        let mut raw = [0; 8];
-        self.read(addr, &mut raw)?;
-        Ok(u64::from_le_bytes(raw))
-    }
-
-    /// Reads a little-endian u32.
-    pub fn read_u32(&self, addr: u64) -> Result<u32, KernelError> {
-        let mut raw = [0; 4];
-        self.read(addr, &mut raw)?;
-        Ok(u32::from_le_bytes(raw))
-    }
-
-    /// Reads a C string of up to `max` bytes; a longer one is cut. Bytes that are no UTF-8 are
-    /// replaced.
-    pub fn read_cstr(&self, addr: u64, max: usize) -> Result<String, KernelError> {
-        let bytes = self.read_cstr_bytes(addr, max)?;
-        Ok(String::from_utf8_lossy(&bytes).into_owned())
-    }
-
-    /// The same, as bytes.
-    pub fn read_cstr_bytes(&self, addr: u64, max: usize) -> Result<Vec<u8>, KernelError> {
-        let mut bytes = Vec::new();
-        while bytes.len() < max {
-            let at = addr.wrapping_add(bytes.len() as u64);
-            // Not beyond the page: the string may end before it, and the next may be missing.
-            let len = (64 - at as usize % 64).min(max - bytes.len());
-            let mut piece = [0; 64];
-            self.read(at, &mut piece[..len])?;
-            match piece[..len].iter().position(|&byte| byte == 0) {
-                Some(end) => {
-                    bytes.extend_from_slice(&piece[..end]);
-                    break;
-                }
-                None => bytes.extend_from_slice(&piece[..len]),
-            }
-        }
-        Ok(bytes)
-    }
-
-    /// The physical address that a kernel virtual one leads to.
-    pub fn virt_to_phys(&self, addr: u64) -> Result<u64, KernelError> {
-        Ok(self.addresses.translate(addr)?.0)
-    }
-
-    /// The direct map's address of a physical one.
-    #[must_use]
-    pub fn phys_to_virt(&self, addr: u64) -> u64 {
-        self.addresses.phys_to_virt(addr)
-    }
-
-    /// The page frame that a `struct page *` (or `struct folio *`) stands for.
-    pub fn page_to_pfn(&self, page: u64) -> Result<u64, KernelError> {
-        let offset = page.wrapping_sub(self.vmemmap);
-        let pfn = offset / self.page_size.max(1);
-        // 52 bits of physical address make 2⁴⁰ page frames.
-        if !offset.is_multiple_of(self.page_size.max(1)) || pfn >= 1 << 40 {
-            return Err(KernelError::Damaged {
-                what: "pointer to struct page",
-                addr: page,
-                detail: format!("the array of them begins at {:#x}", self.vmemmap),
-            });
-        }
-        Ok(pfn)
-    }
-
-    /// The address of the `struct page` of a page frame. It may lie in a hole.
-    #[must_use]
-    pub fn pfn_to_page(&self, pfn: u64) -> u64 {
-        self.vmemmap.wrapping_add(pfn.wrapping_mul(self.page_size))
-    }
-
-    /// The physical address in a page-table entry.
-    fn frame_of(&self, entry: u64) -> u64 {
-        self.addresses.frame(entry)
-    }
-
-    /// Whether the kernel used 5-level page tables: 57 bits of a virtual address count, and not 48.
-    #[must_use]
-    pub fn five_level_paging(&self) -> bool {
-        self.addresses.five_levels()
-    }
-
     /// A typed place. `ty` is a C name ("task_struct", "struct page", "u64", "void *") of vmlinux or
     /// of any module.
     pub fn object<'k>(&'k self, ty: &str, addr: u64) -> Result<Object<'k>, KernelError> {
@@ -408,82 +343,6 @@ impl Kernel {
                 module: None,
             })
     }
-
-    fn loaded_modules(&self) -> Result<&[LoadedModule], KernelError> {
-        self.modules
-            .get_or_init(|| {
-                let modules = modules::read_modules(self)?;
-                Ok(modules
-                    .into_iter()
-                    .map(|module| LoadedModule {
-                        module,
-                        symbols: OnceLock::new(),
-                    })
-                    .collect())
-            })
-            .as_deref()
-            .map_err(Clone::clone)
-    }
-
-    fn symbols_of<'m>(&self, loaded: &'m LoadedModule) -> &'m Result<ModuleSymbols, KernelError> {
-        loaded
-            .symbols
-            .get_or_init(|| ModuleSymbols::read(self, &loaded.module))
-    }
-
-    /// Reads the BTF of each module from the list `btf_modules`. One that cannot be read is as if
-    /// it had none: its types are missed by name when they are needed.
-    fn add_module_types(&mut self) {
-        let vmlinux = self.types.vmlinux();
-        let blobs = match self.module_btfs() {
-            Ok(blobs) => blobs,
-            Err(error) => {
-                tracing::debug!(%error, "no BTF of modules");
-                return;
-            }
-        };
-        for (module, data) in blobs {
-            match data.and_then(|data| {
-                Btf::parse(data, Some(Arc::clone(&vmlinux))).map_err(|detail| KernelError::Btf {
-                    module: module.clone(),
-                    detail,
-                })
-            }) {
-                Ok(btf) => self.types.add(Blob {
-                    module,
-                    btf: Arc::new(btf),
-                }),
-                Err(error) => tracing::warn!(%module, %error, "its types cannot be used"),
-            }
-        }
-    }
-
-    /// Each module's name and its BTF's bytes. `struct btf_module` of Linux kernel/bpf/btf.c, since
-    /// commit 36e68442d1af ("bpf: Load and verify kernel module BTFs") (in v5.11).
-    #[allow(clippy::type_complexity)]
-    fn module_btfs(&self) -> Result<Vec<(String, Result<Vec<u8>, KernelError>)>, KernelError> {
-        let Some(head) = self.vmlinux_symbol("btf_modules") else {
-            return Ok(Vec::new());
-        };
-        let head = self.object("list_head", head)?;
-        let mut blobs = Vec::new();
-        for module in containers::list(&head, "btf_module", "list")? {
-            let name = module.follow("module")?.get("name")?.string()?;
-            let data = module.follow("btf").and_then(|btf| {
-                let size = btf.u("data_size")?;
-                if size > MAX_BTF {
-                    return Err(KernelError::Damaged {
-                        what: "struct btf",
-                        addr: btf.addr(),
-                        detail: format!("its data_size is {size}"),
-                    });
-                }
-                btf.follow("data")?.read_bytes(size)
-            });
-            blobs.push((name, data));
-        }
-        Ok(blobs)
-    }
 }
 
 impl std::fmt::Debug for Kernel {
@@ -492,32 +351,4 @@ impl std::fmt::Debug for Kernel {
             .field("release", &self.release)
             .finish_non_exhaustive()
     }
-}
-
-/// vmlinux's BTF, between two symbols of its read-only data.
-fn read_vmlinux_types(kallsyms: &Kallsyms, addresses: &AddressMap) -> Result<Types, KernelError> {
-    let (Some(start), Some(stop)) = (
-        kallsyms.address("__start_BTF"),
-        kallsyms.address("__stop_BTF"),
-    ) else {
-        return Err(KernelError::Unsupported {
-            what: "a kernel built without BTF (CONFIG_DEBUG_INFO_BTF=n)".into(),
-        });
-    };
-    let damaged = |detail| KernelError::Btf {
-        module: "vmlinux".into(),
-        detail,
-    };
-    let size = stop
-        .checked_sub(start)
-        .filter(|size| *size <= MAX_BTF)
-        .and_then(|size| usize::try_from(size).ok())
-        .ok_or_else(|| damaged(format!("it goes from {start:#x} to {stop:#x}")))?;
-    let mut data = vec![0; size];
-    addresses.read(start, &mut data)?;
-    let btf = Btf::parse(data, None).map_err(damaged)?;
-    Ok(Types::new(Blob {
-        module: "vmlinux".into(),
-        btf: Arc::new(btf),
-    }))
 }

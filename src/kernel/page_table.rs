@@ -30,6 +30,8 @@ const MAX_AGAIN: u64 = 4096;
 /// times, and so can the huge page of zeros. And what a small machine may map.
 const MAX_SHARED: u64 = 16;
 const MIN_LARGE: u64 = 1 << 22;
+/// So many tables of the lowest level that stand side by side are read at once, on all CPUs.
+const MANY: usize = 16;
 /// A look at one address passes at most five tables, and need not remember them.
 const UNWATCHED: u64 = 16;
 
@@ -63,8 +65,9 @@ pub enum Entry {
         /// As it stands in the table.
         raw: u64,
     },
-    /// The table that says what is here could not be read: all in `va..va + len` is unknown.
-    Unreadable(KernelError),
+    /// The table that says what is here could not be read: all in `va..va + len` is unknown. (Boxed, for
+    /// the sake of the millions of others.)
+    Unreadable(Box<KernelError>),
 }
 
 /// A page, or large page, in memory.
@@ -154,7 +157,7 @@ impl<'k> AddressSpace<'k> {
         };
         if start < end {
             // Broken off by the visitor is as good as done.
-            let _ = walk.table(self.top, 0, 0)?;
+            let _ = walk.table(self.top, 0, 0, None)?;
         }
         Ok(())
     }
@@ -186,7 +189,7 @@ impl<'k> AddressSpace<'k> {
             outcome = match mapping.entry {
                 _ if mapping.va > at => Err(unmapped(at, 0)),
                 Entry::NonPresent { raw } => Err(unmapped(at, raw)),
-                Entry::Unreadable(error) => Err(error),
+                Entry::Unreadable(error) => Err(*error),
                 Entry::Present(present) => {
                     let within = at - mapping.va;
                     let phys = present.pfn * PAGE_SIZE + within;
@@ -215,6 +218,38 @@ impl<'k> AddressSpace<'k> {
     }
 }
 
+/// Tables that were read at once, in the order in which they come.
+#[derive(Default)]
+struct Below {
+    frames: Vec<u64>,
+    content: Vec<u8>,
+    next: usize,
+}
+
+impl Below {
+    /// The bytes of the table at a physical address, if it is the next of them.
+    fn next(&mut self, table: u64) -> Option<&[u8]> {
+        let size = PAGE_SIZE as usize;
+        while let Some(frame) = self.frames.get(self.next) {
+            let at = self.next * size;
+            self.next += 1;
+            if *frame == table / PAGE_SIZE {
+                return self.content.get(at..at + size);
+            }
+        }
+        None
+    }
+}
+
+/// The entries of a table, or of a part of it.
+fn entries(table: &[u8]) -> impl Iterator<Item = u64> {
+    table
+        .as_chunks()
+        .0
+        .iter()
+        .map(|raw| u64::from_le_bytes(*raw))
+}
+
 struct Walk<'w, 'k, V> {
     space: &'w AddressSpace<'k>,
     levels: Vec<(&'static str, u32)>,
@@ -232,12 +267,14 @@ struct Walk<'w, 'k, V> {
 }
 
 impl<V: FnMut(Mapping) -> ControlFlow<()>> Walk<'_, '_, V> {
-    /// Visits the table at physical address `table`, whose first entry is for `base`.
+    /// Visits the table at physical address `table`, whose first entry is for `base`, and whose bytes
+    /// are `content` if they have been read.
     fn table(
         &mut self,
         table: u64,
         base: u64,
         depth: usize,
+        content: Option<&[u8]>,
     ) -> Result<ControlFlow<()>, KernelError> {
         let kernel = self.space.kernel;
         let shift = self.levels[depth].1;
@@ -254,23 +291,30 @@ impl<V: FnMut(Mapping) -> ControlFlow<()>> Walk<'_, '_, V> {
         let mut raw = [0u8; PAGE_SIZE as usize];
         let wanted = &mut raw[..(behind - first) as usize * 8];
         let from = table + first * 8;
-        if let Err(source) = kernel.memory().read_physical(from, wanted) {
+        let read = match content.and_then(|all| all.get(first as usize * 8..behind as usize * 8)) {
+            Some(there) => {
+                wanted.copy_from_slice(there);
+                Ok(())
+            }
+            None => kernel.memory().read_physical(from, wanted),
+        };
+        if let Err(source) = read {
             return Ok((self.visit)(Mapping {
                 va: base + first * span,
                 len: (behind - first) * span,
-                entry: Entry::Unreadable(KernelError::Memory {
+                entry: Entry::Unreadable(Box::new(KernelError::Memory {
                     addr: kernel.phys_to_virt(from),
                     phys: from,
                     len: wanted.len(),
                     source: Arc::new(source),
-                }),
+                })),
             }));
         }
-        for (index, raw) in (first..).zip(wanted.chunks_exact(8)) {
-            let raw = raw
-                .iter()
-                .rev()
-                .fold(0, |sum, &byte| sum << 8 | u64::from(byte));
+        let mut below = match depth + 2 == self.levels.len() {
+            true => self.read_below(wanted),
+            false => Below::default(),
+        };
+        for (index, raw) in (first..).zip(entries(wanted)) {
             let va = base + index * span;
             let large = shift == 21 || shift == 30;
             let flow = if raw & !(ACCESSED | DIRTY) == 0 {
@@ -288,7 +332,8 @@ impl<V: FnMut(Mapping) -> ControlFlow<()>> Walk<'_, '_, V> {
                     entry,
                 })
             } else if raw & PRESENT != 0 && !self.leads_back(kernel.frame_of(raw), depth) {
-                self.table(kernel.frame_of(raw), va, depth + 1)?
+                let table = kernel.frame_of(raw);
+                self.table(table, va, depth + 1, below.next(table))?
             } else {
                 let entry = if raw & PRESENT == 0 && (last || large) {
                     Entry::NonPresent { raw }
@@ -298,11 +343,11 @@ impl<V: FnMut(Mapping) -> ControlFlow<()>> Walk<'_, '_, V> {
                         0 => "",
                         _ => ", which leads back to a table above it",
                     };
-                    Entry::Unreadable(KernelError::Damaged {
+                    Entry::Unreadable(Box::new(KernelError::Damaged {
                         what: "page table",
                         addr: kernel.phys_to_virt(table + index * 8),
                         detail: format!("{name} entry {raw:#x} for {va:#x}{back}"),
-                    })
+                    }))
                 };
                 (self.visit)(Mapping {
                     va,
@@ -315,6 +360,28 @@ impl<V: FnMut(Mapping) -> ControlFlow<()>> Walk<'_, '_, V> {
             }
         }
         Ok(ControlFlow::Continue(()))
+    }
+
+    /// The tables that these entries lead to, if there are many of them.
+    fn read_below(&self, table: &[u8]) -> Below {
+        let kernel = self.space.kernel;
+        let frames: Vec<u64> = entries(table)
+            .filter(|raw| raw & PRESENT != 0 && raw & LARGE == 0)
+            .map(|raw| kernel.frame_of(raw) / PAGE_SIZE)
+            .collect();
+        if frames.len() < MANY {
+            return Below::default();
+        }
+        let mut content = vec![0; frames.len() * PAGE_SIZE as usize];
+        match kernel.memory().read_pages(&frames, &mut content).is_empty() {
+            true => Below {
+                frames,
+                content,
+                next: 0,
+            },
+            // Read on its own, each says what is wrong with it.
+            false => Below::default(),
+        }
     }
 
     /// A table that stands above itself is none: its entries would be taken for those of all levels.

@@ -38,7 +38,71 @@ pub struct XsaveComponent {
     pub aligned: bool,
 }
 
+/// FPU registers one by one, as a debugger names them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct FpuRegisters {
+    /// x87 control word.
+    pub control: u16,
+    /// x87 status word.
+    pub status: u16,
+    /// A bit for each x87 register in use.
+    pub tags: u8,
+    /// ST0 to ST7: significand; sign and exponent.
+    pub st: [(u64, u16); 8],
+    /// Of SSE.
+    pub mxcsr: u32,
+    /// Words of each vector register that are known: 2, 4 or 8.
+    pub width: usize,
+    /// XMM, YMM or ZMM registers, the lowest word first.
+    pub vectors: [[u64; 8]; 32],
+    /// AVX-512's masks.
+    pub masks: [u64; 8],
+}
+
 impl XsaveLayout {
+    /// An area of the standard format with these registers. Those that the CPU has no place for are
+    /// left out.
+    #[must_use]
+    pub fn assemble(&self, fpu: &FpuRegisters) -> Vec<u8> {
+        const OPMASK: usize = 5;
+        const ZMM_HIGH: usize = 6;
+        const ZMM_16_UP: usize = 7;
+        let mut out = vec![0; EXTENDED];
+        out[..2].copy_from_slice(&fpu.control.to_le_bytes());
+        out[2..4].copy_from_slice(&fpu.status.to_le_bytes());
+        out[4] = fpu.tags;
+        out[24..28].copy_from_slice(&fpu.mxcsr.to_le_bytes());
+        for (place, (significand, exponent)) in out[32..160].chunks_exact_mut(16).zip(fpu.st) {
+            place[..8].copy_from_slice(&significand.to_le_bytes());
+            place[8..10].copy_from_slice(&exponent.to_le_bytes());
+        }
+        let words = |registers: std::ops::Range<usize>, words: std::ops::Range<usize>| -> Vec<u8> {
+            let registers = &fpu.vectors[registers];
+            let words = registers.iter().flat_map(|r| &r[words.clone()]);
+            words.flat_map(|w| w.to_le_bytes()).collect()
+        };
+        out[160..416].copy_from_slice(&words(0..16, 0..2));
+        let mut present = FP | SSE;
+        let mut component = |number: usize, state: &[u8]| {
+            let size = self.components.get(number).map_or(0, |c| c.size as usize);
+            if size >= state.len() {
+                self.put(&mut out, number, state);
+                present |= 1 << number;
+            }
+        };
+        if fpu.width >= 4 {
+            component(2, &words(0..16, 2..4));
+        }
+        if fpu.width >= 8 {
+            let masks: Vec<u8> = fpu.masks.iter().flat_map(|m| m.to_le_bytes()).collect();
+            component(OPMASK, &masks);
+            component(ZMM_HIGH, &words(0..16, 4..8));
+            component(ZMM_16_UP, &words(16..32, 0..8));
+        }
+        out[XSTATE_BV..XSTATE_BV + 8].copy_from_slice(&present.to_le_bytes());
+        out
+    }
+
     /// A layout from the components 2 and up, by their number; what is missing does not exist.
     #[must_use]
     pub fn new(components: impl IntoIterator<Item = (usize, XsaveComponent)>) -> XsaveLayout {
@@ -293,6 +357,35 @@ mod tests {
         let cut = layout().to_standard(&area(0b111, 0, 600), u64::MAX);
         assert_eq!(cut[512], 0b11, "AVX is not all there");
         assert_eq!(layout().to_standard(&[], u64::MAX).len(), 576);
+    }
+
+    #[test]
+    fn registers_stand_where_a_cpu_puts_them() {
+        let mut fpu = FpuRegisters {
+            control: 0x37f,
+            status: 0x3800,
+            tags: 0x80,
+            mxcsr: 0x1fa0,
+            width: 4,
+            ..FpuRegisters::default()
+        };
+        fpu.st[1] = (0x8000_0000_0000_0001, 0x3fff);
+        fpu.vectors[1] = [10, 11, 12, 13, 14, 15, 16, 17];
+        let area = layout().assemble(&fpu);
+        assert_eq!(area[..5], [0x7f, 3, 0, 0x38, 0x80]);
+        assert_eq!(area[24..26], [0xa0, 0x1f]);
+        assert_eq!(
+            (area[48], area[55], area[56], area[57]),
+            (1, 0x80, 0xff, 0x3f)
+        );
+        assert_eq!((area[176], area[184]), (10, 11), "XMM1");
+        assert_eq!((area[592], area[600]), (12, 13), "upper half of YMM1");
+        assert_eq!(area[512], 0b111);
+        assert_eq!(
+            layout().to_standard(&area, u64::MAX),
+            area,
+            "it is of that format"
+        );
     }
 
     #[test]

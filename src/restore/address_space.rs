@@ -2,12 +2,17 @@
 //! (heap, arguments, auxiliary vector, executable).
 
 use super::error::Context;
+use super::huge_pages;
 use super::maps;
 use super::objects::Objects;
+use super::promises;
+use super::same_file;
 use super::stub::Family;
 use super::vma_flags::{self, bit};
 use super::{RestoreError, Syscalls, calls};
-use crate::dataset::{Dataset, Fidelity, MappingKind, ObjectId, PageContent, Process, Vma};
+use crate::dataset::{
+    Dataset, Fidelity, MappingKind, ObjectId, PageContent, PageRun, Process, Vma,
+};
 
 /// `PR_SET_MM`, `PR_SET_MM_MAP`. Linux include/uapi/linux/prctl.h.
 const SET_MM: i32 = 35;
@@ -51,7 +56,7 @@ pub fn map_all(
             MappingKind::Anonymous { name, .. } => {
                 let sys = family.leader(at)?;
                 let flags = vma_flags::map_flags(vma.flags) | libc::MAP_ANONYMOUS;
-                map(sys, pid, vma, flags, -1, 0)?;
+                map_anonymous(sys, pid, vma, flags, notes)?;
                 if let Some(name) = name {
                     name_vma(sys, vma, name);
                 }
@@ -65,12 +70,17 @@ pub fn map_all(
                         if let Some((_, _, fd)) = open.take() {
                             calls::close(sys, fd).during(pid, || "close".into())?;
                         }
-                        let path = path_of(dataset, pid, *file, vma)?;
+                        let (path, of_host) = path_of(dataset, pid, *file, vma)?;
                         let flags = libc::O_CLOEXEC
                             | libc::O_NOCTTY
                             | if write { libc::O_RDWR } else { libc::O_RDONLY };
-                        let fd = calls::open(sys, path, flags)
-                            .during(pid, || format!("open {path}, which it had mapped"))?;
+                        let fd = match of_host {
+                            true => calls::open_of_host(sys, path, flags),
+                            false => calls::open(sys, path, flags),
+                        }
+                        .during(pid, || format!("open {path}, which it had mapped"))?;
+                        let tid = sys.tid;
+                        still_the_same(dataset, &vma.kind, (pid, tid, fd), notes)?;
                         open = Some((*file, write, fd));
                         fd
                     }
@@ -84,9 +94,14 @@ pub fn map_all(
             }
             MappingKind::Shared { memory, offset } => {
                 let fd = objects.memory_in(dataset, family, at, *memory)?;
-                map(family.leader(at)?, pid, vma, libc::MAP_SHARED, fd, *offset)?;
+                map_shared(family.leader(at)?, pid, vma, fd, *offset)?;
             }
-            MappingKind::Vdso | MappingKind::Vvar | MappingKind::KvmVcpu { .. } => {}
+            // Attached when all else is in its place.
+            MappingKind::Segment { .. }
+            | MappingKind::Vdso
+            | MappingKind::Vvar
+            | MappingKind::KvmVcpu { .. }
+            | MappingKind::AioRing => {}
             MappingKind::Unsupported { why } => {
                 return Err(RestoreError::Unsupported {
                     pid,
@@ -109,14 +124,99 @@ pub fn map_all(
     Ok(())
 }
 
+/// The file behind a mapping must be the one of then. One that may be written to has a check of its
+/// own (disks).
+fn still_the_same(
+    dataset: &Dataset,
+    kind: &MappingKind,
+    (pid, tid, fd): (i32, i32, i32),
+    notes: &mut Vec<Fidelity>,
+) -> Result<(), RestoreError> {
+    let inode = match kind {
+        MappingKind::File { inode, .. } => dataset.inode(*inode),
+        _ => None,
+    };
+    match inode.filter(|inode| !inode.writable) {
+        Some(inode) => same_file::check(pid, tid, fd, inode, notes),
+        None => Ok(()),
+    }
+}
+
+/// Maps private memory, in huge pages if it was in such and they are there.
+fn map_anonymous(
+    sys: &mut dyn Syscalls,
+    pid: i32,
+    vma: &Vma,
+    flags: i32,
+    notes: &mut Vec<Fidelity>,
+) -> Result<(), RestoreError> {
+    let in_place = |run: &PageRun| matches!(run.content, PageContent::InPlace(_));
+    if vma.pages.iter().any(in_place) {
+        // Most of it is mapped over, page by page, and may be larger than all the memory of this
+        // kernel. What is not, comes in ordinary pages.
+        if flags & libc::MAP_HUGETLB != 0 {
+            let what = format!("memory at {:#x}", vma.start);
+            notes.push(huge_pages::note_in_place(pid, what));
+        }
+        let flags = flags & !libc::MAP_HUGETLB | libc::MAP_NORESERVE;
+        return map(sys, pid, vma, flags, -1, 0);
+    }
+    if flags & libc::MAP_HUGETLB == 0 {
+        return map(sys, pid, vma, flags, -1, 0);
+    }
+    // Without reservation a page that is missing later would kill it.
+    let ordinary = flags & !libc::MAP_HUGETLB;
+    let huge = ordinary & !libc::MAP_NORESERVE | huge_pages::map_flags(vma.huge_page);
+    if map(sys, pid, vma, huge, -1, 0).is_ok() {
+        return Ok(());
+    }
+    let what = format!("memory at {:#x}", vma.start);
+    notes.push(huge_pages::note(pid, what, vma.huge_page));
+    map(sys, pid, vma, ordinary, -1, 0)
+}
+
+/// Maps a memory that no path leads to. One that was opened for reading alone
+/// cannot be made writable later.
+fn map_shared(
+    sys: &mut dyn Syscalls,
+    pid: i32,
+    vma: &Vma,
+    fd: i32,
+    offset: u64,
+) -> Result<(), RestoreError> {
+    let read_only = match vma.flags & bit::MAYWRITE {
+        // Without /proc it may be made writable.
+        0 => calls::open_in_proc(
+            sys,
+            &format!("self/fd/{fd}"),
+            libc::O_RDONLY | libc::O_CLOEXEC,
+        )
+        .ok(),
+        _ => None,
+    };
+    map(
+        sys,
+        pid,
+        vma,
+        libc::MAP_SHARED,
+        read_only.unwrap_or(fd),
+        offset,
+    )?;
+    match read_only {
+        Some(fd) => calls::close(sys, fd).during(pid, || "close".into()),
+        None => Ok(()),
+    }
+}
+
 fn path_of<'d>(
     dataset: &'d Dataset,
     pid: i32,
     file: ObjectId,
     vma: &'d Vma,
-) -> Result<&'d str, RestoreError> {
+) -> Result<(&'d str, bool), RestoreError> {
     if let MappingKind::Device { path, .. } = &vma.kind {
-        return Ok(path);
+        let of_host = dataset.file(file).is_some_and(|file| file.of_host);
+        return Ok((path, of_host));
     }
     let file = dataset.file(file).ok_or_else(|| RestoreError::Malformed {
         pid,
@@ -130,7 +230,7 @@ fn path_of<'d>(
             why: "the file had been deleted (or replaced) before the crash".into(),
         });
     }
-    Ok(&file.path)
+    Ok((&file.path, file.of_host))
 }
 
 fn map(
@@ -175,6 +275,8 @@ fn name_vma(sys: &mut dyn Syscalls, vma: &Vma, name: &str) {
 /// The VMA that refused.
 pub fn seal(process: &Process, sys: &mut dyn Syscalls) -> Result<(), RestoreError> {
     let pid = process.pid;
+    allocate_keys(process.mm.protection_keys, sys)
+        .during(pid, || "pkey_alloc (has this CPU protection keys?)".into())?;
     for vma in &process.mm.vmas {
         if matches!(vma.kind, MappingKind::Vdso | MappingKind::Vvar) {
             continue;
@@ -182,6 +284,12 @@ pub fn seal(process: &Process, sys: &mut dyn Syscalls) -> Result<(), RestoreErro
         if is_filled(vma) && vma.prot() != libc::PROT_READ | libc::PROT_WRITE {
             calls::protect(sys, vma.start, vma.len(), vma.prot())
                 .during(pid, || describe("mprotect", vma))?;
+        }
+        if vma.protection_key() != 0 {
+            let prot = i64::from(vma.prot()).cast_unsigned();
+            let call = [vma.start, vma.len(), prot, vma.protection_key()];
+            calls::plain(sys, libc::SYS_pkey_mprotect, call)
+                .during(pid, || describe("pkey_mprotect", vma))?;
         }
         for advice in vma_flags::advice_after(vma.flags) {
             match calls::advise(sys, vma.start, vma.len(), advice) {
@@ -207,22 +315,43 @@ pub fn seal(process: &Process, sys: &mut dyn Syscalls) -> Result<(), RestoreErro
     Ok(())
 }
 
+/// Allocates protection keys: the kernel gives the lowest that is free, so those
+/// that are not wanted are given back.
+fn allocate_keys(wanted: u16, sys: &mut dyn Syscalls) -> Result<(), super::Errno> {
+    let Some(highest) = wanted.checked_ilog2() else {
+        return Ok(());
+    };
+    for _ in 1..=highest {
+        calls::plain(sys, libc::SYS_pkey_alloc, [0, 0])?;
+    }
+    for key in (1..highest).filter(|key| wanted >> key & 1 == 0) {
+        calls::plain(sys, libc::SYS_pkey_free, [key.into()])?;
+    }
+    Ok(())
+}
+
 /// Tells the kernel where code, data, heap, stack, arguments and environment
 /// are, and which file the process runs.
 ///
 /// # Errors
 /// `prctl(PR_SET_MM_MAP)` refused, or the executable is not there.
 pub fn describe_to_kernel(
+    dataset: &Dataset,
     process: &Process,
     sys: &mut dyn Syscalls,
     notes: &mut Vec<Fidelity>,
 ) -> Result<(), RestoreError> {
     let pid = process.pid;
     let mm = &process.mm;
+    let exe = mm.exe.and_then(|id| dataset.file(id));
+    let exe_of_host = exe.is_some_and(|file| file.of_host);
     let exe_fd = match &mm.exe_path {
         Some(path) => Some(
-            calls::open(sys, path, libc::O_RDONLY | libc::O_CLOEXEC)
-                .during(pid, || format!("open its executable {path}"))?,
+            match exe_of_host {
+                true => calls::open_of_host(sys, path, libc::O_RDONLY | libc::O_CLOEXEC),
+                false => calls::open(sys, path, libc::O_RDONLY | libc::O_CLOEXEC),
+            }
+            .during(pid, || format!("open its executable {path}"))?,
         ),
         None => None,
     };
@@ -242,12 +371,33 @@ pub fn describe_to_kernel(
         calls::prctl(sys, libc::PR_SET_THP_DISABLE, [1, 0, 0, 0])
             .during(pid, || "prctl(PR_SET_THP_DISABLE)".into())?;
     }
+    promises::merge_all(process, sys, notes);
+    register_membarriers(pid, mm.membarrier, sys)?;
     if mm.auxv.is_empty() {
         notes.push(Fidelity::lost(
             format!("pid {pid}"),
             "/proc/PID/auxv",
             "the dataset has no auxiliary vector; the process's own copy is in its memory",
         ));
+    }
+    Ok(())
+}
+
+/// Without its registration, `membarrier` would refuse a process (EPERM) whose other threads count
+/// on the barrier.
+fn register_membarriers(pid: i32, state: u32, sys: &mut dyn Syscalls) -> Result<(), RestoreError> {
+    /// (MEMBARRIER_STATE_*, MEMBARRIER_CMD_REGISTER_*).
+    const REGISTERED: [(u32, u64, &str); 4] = [
+        (1 << 1, 1 << 4, "PRIVATE_EXPEDITED"),
+        (1 << 3, 1 << 2, "GLOBAL_EXPEDITED"),
+        (1 << 5, 1 << 6, "PRIVATE_EXPEDITED_SYNC_CORE"),
+        (1 << 7, 1 << 8, "PRIVATE_EXPEDITED_RSEQ"),
+    ];
+    for (bit, command, name) in REGISTERED {
+        if state & bit != 0 {
+            calls::plain(sys, libc::SYS_membarrier, [command, 0])
+                .during(pid, || format!("membarrier(REGISTER_{name})"))?;
+        }
     }
     Ok(())
 }

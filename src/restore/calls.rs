@@ -4,6 +4,7 @@
 //! overwrite what an earlier one left there.
 
 use super::{Errno, Syscalls};
+use crate::dataset::OpenFile;
 
 fn arg(value: i32) -> u64 {
     i64::from(value).cast_unsigned()
@@ -40,6 +41,38 @@ pub fn open(sys: &mut dyn Syscalls, path: &str, flags: i32) -> Result<i32, Errno
     as_fd(sys.syscall(libc::SYS_openat, call)?)
 }
 
+/// Opens a path below a directory that is held open.
+fn open_below(sys: &mut dyn Syscalls, dir: i32, path: &str, flags: i32) -> Result<i32, Errno> {
+    let path = path.trim_start_matches('/');
+    let at = put_path(sys, if path.is_empty() { "." } else { path })?;
+    let call = [arg(dir), at, arg(flags), 0, 0, 0];
+    as_fd(sys.syscall(libc::SYS_openat, call)?)
+}
+
+/// Opens a file of procfs, by its path below /proc. `self` is the process.
+pub fn open_in_proc(sys: &mut dyn Syscalls, path: &str, flags: i32) -> Result<i32, Errno> {
+    match sys.doors().proc {
+        Some(proc) => open_below(sys, proc, path, flags),
+        None => open(sys, &format!("/proc/{path}"), flags),
+    }
+}
+
+/// Opens a path of the host's, wherever the process's own root is.
+pub fn open_of_host(sys: &mut dyn Syscalls, path: &str, flags: i32) -> Result<i32, Errno> {
+    match sys.doors().host {
+        Some(root) => open_below(sys, root, path, flags),
+        None => open(sys, path, flags),
+    }
+}
+
+/// Opens what an open file of the dataset was opened by.
+pub fn open_file(sys: &mut dyn Syscalls, file: &OpenFile, flags: i32) -> Result<i32, Errno> {
+    match file.of_host {
+        true => open_of_host(sys, &file.path, flags),
+        false => open(sys, &file.path, flags),
+    }
+}
+
 /// A call whose only argument is a path: chdir, chroot, unlink.
 pub fn with_path(sys: &mut dyn Syscalls, number: i64, path: &str) -> Result<u64, Errno> {
     let at = put_path(sys, path)?;
@@ -73,6 +106,11 @@ pub fn fcntl(sys: &mut dyn Syscalls, fd: i32, command: i32, value: u64) -> Resul
     plain(sys, libc::SYS_fcntl, [arg(fd), arg(command), value])
 }
 
+/// Another descriptor of the same open file, at or above `base`.
+pub fn duplicate(sys: &mut dyn Syscalls, fd: i32, base: i32) -> Result<i32, Errno> {
+    as_fd(fcntl(sys, fd, libc::F_DUPFD_CLOEXEC, arg(base))?)
+}
+
 /// `close(fd)`.
 pub fn close(sys: &mut dyn Syscalls, fd: i32) -> Result<(), Errno> {
     plain(sys, libc::SYS_close, [arg(fd)]).map(drop)
@@ -90,7 +128,7 @@ pub fn dup_to(sys: &mut dyn Syscalls, from: i32, to: i32, cloexec: bool) -> Resu
 
 /// Moves a descriptor to the lowest free number at or above `base`.
 pub fn raise(sys: &mut dyn Syscalls, fd: i32, base: i32) -> Result<i32, Errno> {
-    let high = as_fd(fcntl(sys, fd, libc::F_DUPFD_CLOEXEC, arg(base))?)?;
+    let high = duplicate(sys, fd, base)?;
     close(sys, fd)?;
     Ok(high)
 }
@@ -114,6 +152,20 @@ pub fn map(
         // A kernel before 4.17 takes MAP_FIXED_NOREPLACE for a mere hint.
         Err(Errno(libc::EEXIST))
     }
+}
+
+/// `mmap` of a device or a file, shared, over whatever is there.
+pub fn map_over(
+    sys: &mut dyn Syscalls,
+    address: u64,
+    len: u64,
+    prot: i32,
+    fd: i32,
+    offset: u64,
+) -> Result<(), Errno> {
+    let flags = libc::MAP_SHARED | libc::MAP_FIXED;
+    let call = [address, len, arg(prot), arg(flags), arg(fd), offset];
+    sys.syscall(libc::SYS_mmap, call).map(drop)
 }
 
 /// `munmap`.

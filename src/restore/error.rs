@@ -50,7 +50,7 @@ pub enum RestoreError {
         pages: u64,
         of: u64,
         first: u64,
-        /// `filtered`, `truncated` or `corrupt`.
+        /// `filtered`, `truncated`, `corrupt` or `out of reach`.
         why: &'static str,
     },
     /// A page's content could not be read.
@@ -60,8 +60,11 @@ pub enum RestoreError {
         #[source]
         source: PageSourceError,
     },
-    /// A mapped file is not the one that was mapped.
-    #[error("pid {pid}: {path} is not the file that was mapped: {what} was {then} and is {now}")]
+    /// What of its memory was to arrive later could not be had: it was ended.
+    #[error("pid {pid}: it was ended, since the rest of its memory cannot be had: {why}")]
+    Arrival { pid: i32, why: String },
+    /// A file that was open or mapped is not the one that it was.
+    #[error("pid {pid}: {path} is not the file of the crash: {what} was {then} and is {now}")]
     FileChanged {
         pid: i32,
         path: String,
@@ -75,6 +78,15 @@ pub enum RestoreError {
     /// Nothing in this version can make it again.
     #[error("pid {pid}: {what} cannot be brought back: {why}")]
     Unsupported { pid: i32, what: String, why: String },
+    /// It could be brought back only in part, which nobody would want.
+    #[error("pid {pid}: {what} cannot be brought back: {why}")]
+    Refused {
+        pid: i32,
+        what: String,
+        why: String,
+        /// What to do about it.
+        hint: &'static str,
+    },
     /// The dataset contradicts itself.
     #[error("pid {pid}: {what} in the dataset is not possible: {why}")]
     Malformed { pid: i32, what: String, why: String },
@@ -116,13 +128,23 @@ impl RestoreError {
                 "makedumpfile left user memory out: dump with a level without bit 8 (-d 23 or \
                  less; -d 17 keeps shared memory too)"
             }
+            Self::PagesMissing {
+                why: "out of reach",
+                ..
+            } => {
+                "they were swapped out (`vmrestore show` says where each is, and why that is not read), or a guest that was resumed in place runs in them"
+            }
             Self::PagesMissing { .. } => {
                 "the dump is not whole: was there room for it where kdump wrote it?"
             }
+            Self::Arrival { .. } => {
+                "with --memory eager all of it is read before it runs; if it has run, its disks have \
+                 gone on"
+            }
             Self::Page { .. } => "the dump is damaged there; is there another copy of it?",
             Self::FileChanged { .. } => {
-                "it was replaced since (an update?): put the version of the crash back, the \
-                 process has parts of it in its memory"
+                "it was replaced since (an update, a log's rotation?): put the one of the crash back; \
+                 the process has it open, or parts of it in its memory"
             }
             Self::Vdso { .. } => {
                 "boot the kernel that crashed (`vmrestore list` shows its release)"
@@ -147,6 +169,7 @@ impl RestoreError {
                 io::ErrorKind::AddrInUse => "another process listens at that address",
                 _ => "",
             },
+            Self::Refused { hint, .. } => hint,
             Self::NotExact { .. } => "without --strict it is restored, and the loss reported",
             _ => "",
         }

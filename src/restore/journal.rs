@@ -5,14 +5,22 @@
 //! disk. So before a process runs, a record keyed by the crash and the process
 //! is made durable, and whoever finds such a record refuses.
 //!
-//! Layout: `STATE_DIR/CRASH_ID/resumed-PID.json`, `written-INO.json` and a
-//! `lock` that one restore at a time holds.
+//! Layout: `STATE_DIR/CRASH_ID/resumed-PID.json`, what `touched` and `rescued` keep
+//! of each file, and a `lock` that one restore at a time holds.
+
+mod in_place;
+mod rescued;
+mod touched;
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
+
+pub use in_place::frames_in_use;
+pub use rescued::Rescued;
+pub use touched::Touched;
 
 /// Where the journal is kept unless the user says otherwise.
 pub const DEFAULT_STATE_DIR: &str = "/var/lib/vmrestore";
@@ -40,6 +48,26 @@ pub enum JournalError {
         /// The lock file.
         lock: String,
     },
+    /// The process was resumed in place: what it had in the dead host's memory is its own, and goes on.
+    #[error(
+        "pid {pid} of crash {crash} was resumed in place: its memory is no longer as the crash left it"
+    )]
+    InPlace {
+        /// PID in the dead host.
+        pid: i32,
+        /// Identity of the crash.
+        crash: String,
+    },
+    /// A page frame of the dead host that is to be used in place is another guest's already.
+    #[error("pid {pid}: page frame {pfn:#x} is in use by pid {other}, which was resumed in place")]
+    FrameTaken {
+        /// PID in the dead host.
+        pid: i32,
+        /// The frame.
+        pfn: u64,
+        /// Whose it is: PID in the dead host.
+        other: i32,
+    },
     /// The crash has no usable identity.
     #[error("the crash's identity {id:?} cannot name a directory")]
     BadIdentity {
@@ -63,7 +91,7 @@ pub enum JournalError {
 pub struct Journal {
     dir: PathBuf,
     crash: String,
-    _lock: File,
+    lock: File,
 }
 
 /// A process was resumed, or is about to be.
@@ -115,19 +143,12 @@ fn start_time(pid: i32) -> Option<u64> {
     // The name in parentheses may hold anything.
     let (_, rest) = stat.rsplit_once(')')?;
     let fields: Vec<&str> = rest.split_ascii_whitespace().collect();
-    if matches!(*fields.first()?, "Z" | "X") {
+    // Of one whose first thread has ended before the others, only that is a remnant.
+    let ended = matches!(*fields.first()?, "Z" | "X");
+    if ended && fs::read_dir(format!("/proc/{pid}/task")).ok()?.count() < 2 {
         return None;
     }
     fields.get(19)?.parse().ok()
-}
-
-/// A file's unwritten pages were written back by us.
-#[derive(Debug, Serialize, Deserialize)]
-struct Written {
-    path: String,
-    /// The inode's change time right after the write-back: as long as it still
-    /// is this, nobody else has touched the file.
-    ctime_ns: i64,
 }
 
 impl Journal {
@@ -164,7 +185,7 @@ impl Journal {
         Ok(Self {
             dir,
             crash: crash.to_owned(),
-            _lock: lock,
+            lock,
         })
     }
 
@@ -192,6 +213,15 @@ impl Journal {
             .is_ok_and(|r| r.is_some_and(|r| r.is_unfinished()))
     }
 
+    /// A restore of the process came to its end.
+    ///
+    /// # Errors
+    /// `Io` when a record is there and cannot be read.
+    pub fn has_resumed(&self, pid: i32) -> Result<bool, JournalError> {
+        let record = self.read::<Resumed>(&format!("resumed-{pid}.json"))?;
+        Ok(record.is_some_and(|record| record.running))
+    }
+
     /// PIDs, on this host, of what was restored from this crash and lives.
     #[must_use]
     pub fn running(&self) -> Vec<i32> {
@@ -205,12 +235,22 @@ impl Journal {
             .collect()
     }
 
-    /// Makes it durable that the process is about to run.
+    /// A restore of the process is on its way, or was cut off, and none before
+    /// it came to an end.
+    #[must_use]
+    pub fn is_resuming(&self, pid: i32) -> bool {
+        self.read::<Resumed>(&format!("resumed-{pid}.json"))
+            .is_ok_and(|r| r.is_some_and(|r| !r.running))
+    }
+
+    /// Makes it durable that the process is about to run. Where it was restored
+    /// before (`--force`), that stays true whatever becomes of this attempt.
     ///
     /// # Errors
     /// `Io`: then it must not run.
     pub fn record_resuming(&self, pid: i32, as_pid: i32) -> Result<(), JournalError> {
-        self.record(pid, as_pid, false)
+        let before = self.check(pid).is_err();
+        self.record(pid, as_pid, before)
     }
 
     /// Makes it durable that the process runs.
@@ -245,34 +285,6 @@ impl Journal {
         fs::remove_file(&path).map_err(|e| io("remove", &path, e))
     }
 
-    /// The change time that a file had after our own write-back of it.
-    /// Nanoseconds since 1970; `None`: we have not written to it.
-    ///
-    /// # Errors
-    /// `Io` when the record is there and cannot be read.
-    pub fn written_back(&self, inode: u64) -> Result<Option<i64>, JournalError> {
-        Ok(self
-            .read::<Written>(&format!("written-{inode}.json"))?
-            .map(|w| w.ctime_ns))
-    }
-
-    /// Notes our own write-back of a file.
-    ///
-    /// # Errors
-    /// `Io`.
-    pub fn record_written(
-        &self,
-        inode: u64,
-        path: &str,
-        ctime_ns: i64,
-    ) -> Result<(), JournalError> {
-        let record = Written {
-            path: path.to_owned(),
-            ctime_ns,
-        };
-        self.write(&format!("written-{inode}.json"), &record)
-    }
-
     fn read<T: DeserializeOwned>(&self, name: &str) -> Result<Option<T>, JournalError> {
         let path = self.dir.join(name);
         match fs::read(&path) {
@@ -301,6 +313,13 @@ impl Journal {
     }
 }
 
+impl Drop for Journal {
+    /// A pager may have a copy of the descriptor for as long as it lives.
+    fn drop(&mut self) {
+        let _ = self.lock.unlock();
+    }
+}
+
 fn io(what: &'static str, path: &Path, source: std::io::Error) -> JournalError {
     JournalError::Io {
         what,
@@ -312,6 +331,17 @@ fn io(what: &'static str, path: &Path, source: std::io::Error) -> JournalError {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A child of another test, between its fork and its exec, holds a copy of
+    /// every descriptor, and so the lock.
+    fn open_when_free(dir: &Path) -> Journal {
+        loop {
+            match Journal::open(dir, "abc") {
+                Err(JournalError::Busy { .. }) => std::thread::yield_now(),
+                other => return other.expect("the lock is gone"),
+            }
+        }
+    }
 
     #[test]
     fn a_second_restore_is_refused_until_forgotten() {
@@ -325,7 +355,7 @@ mod tests {
             JournalError::Busy { .. }
         ));
         drop(journal);
-        let again = Journal::open(&dir, "abc").expect("the lock is gone");
+        let again = open_when_free(&dir);
         assert!(matches!(
             again.check(7),
             Err(JournalError::AlreadyRestored { pid: 7, .. })
@@ -361,6 +391,10 @@ mod tests {
         child.wait().expect("ends");
         // Had it run, its end would not make it free.
         journal.record_resumed(7, as_pid).expect("records");
+        assert!(!journal.is_unfinished(7));
+        assert!(journal.check(7).is_err());
+        // Nor would a forced attempt that was cut off in its turn.
+        journal.record_resuming(7, as_pid).expect("records");
         assert!(!journal.is_unfinished(7));
         assert!(journal.check(7).is_err());
         assert!(journal.running().is_empty());

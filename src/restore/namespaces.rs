@@ -1,12 +1,16 @@
-//! A time namespace, so that the clocks go on where they stood at the crash,
-//! and a PID namespace, when PIDs of the dead host are in use on this one.
+//! A time namespace, so that the clocks go on where they stood at the crash, a
+//! PID namespace, when PIDs of the dead host are in use on this one, or those of
+//! a container.
 
+use super::container::Container;
 use super::error::Context;
 use super::inject::Tracee;
-use super::stub::{Kind, spawn};
-use super::{RestoreError, Syscalls, calls};
-use crate::dataset::Host;
+use super::stub::{Birth, Kind, spawn};
+use super::{Doors, RestoreError, Syscalls, calls};
+use crate::dataset::{Dataset, Host, NamespaceKind};
 use crate::sys::ptrace;
+use std::collections::HashSet;
+use std::os::fd::AsRawFd;
 use std::time::Duration;
 
 /// `CLONE_NEWTIME`. Linux include/uapi/linux/sched.h.
@@ -79,15 +83,126 @@ fn offset(name: &str, then: i64, now: i64) -> String {
     )
 }
 
+/// Opens this host's /proc, and its root when the nursery is to leave it, for
+/// all that are born of it: at the first numbers that are closed at the end.
+///
+/// # Errors
+/// Not allowed.
+pub fn open_doors(nursery: &mut Tracee, base: i32, leaves: bool) -> Result<(), RestoreError> {
+    let mut open = |path: &str, to: i32| -> Result<i32, RestoreError> {
+        let flags = libc::O_PATH | libc::O_DIRECTORY | libc::O_CLOEXEC;
+        let fd = calls::open(nursery, path, flags).during(0, || format!("open {path}"))?;
+        calls::dup_to(nursery, fd, to, true)
+            .and_then(|()| calls::close(nursery, fd))
+            .during(0, || "dup3".into())?;
+        Ok(to)
+    };
+    let doors = Doors {
+        proc: Some(open("/proc", base)?),
+        host: match leaves {
+            true => Some(open("/", base.saturating_add(1))?),
+            false => None,
+        },
+    };
+    nursery.set_doors(doors);
+    Ok(())
+}
+
+/// Takes the nursery into the namespaces of a container.
+///
+/// # Errors
+/// Not allowed.
+pub fn enter(nursery: &mut Tracee, container: &Container) -> Result<(), RestoreError> {
+    let mut open = Vec::new();
+    for (kind, file) in &container.namespaces {
+        // This process holds them; the container may have ended since.
+        let path = format!("{}/fd/{}", std::process::id(), file.as_raw_fd());
+        let fd = calls::open_in_proc(nursery, &path, libc::O_RDONLY | libc::O_CLOEXEC)
+            .during(0, || {
+                format!("open {}: its {kind} namespace", container.found)
+            })?;
+        open.push((*kind, fd));
+    }
+    for (kind, fd) in open {
+        let arg = i64::from(fd).cast_unsigned();
+        calls::plain(nursery, libc::SYS_setns, [arg, 0]).during(0, || {
+            format!("setns to {}: its {kind} namespace", container.found)
+        })?;
+        calls::close(nursery, fd).during(0, || "close".into())?;
+    }
+    if container.enters(NamespaceKind::User) {
+        // Root there, as whoever makes a container's processes.
+        calls::plain(nursery, libc::SYS_setgroups, [0, 0])
+            .and_then(|_| calls::plain(nursery, libc::SYS_setresgid, [0, 0, 0]))
+            .and_then(|_| calls::plain(nursery, libc::SYS_setresuid, [0, 0, 0]))
+            .during(0, || "become root of the container's user namespace".into())?;
+    }
+    Ok(())
+}
+
+/// A task in the container's PID namespace that makes the roots of a set: when
+/// it ends, they are children of the container's first process. Its PID is none
+/// of the set's.
+///
+/// # Errors
+/// Not allowed.
+pub fn deputy(nursery: &mut Tracee, dataset: &Dataset) -> Result<Tracee, RestoreError> {
+    /// PIDs tried.
+    const TRIES: i32 = 64;
+    let threads = dataset.processes.iter().flat_map(|p| &p.threads);
+    let taken: HashSet<i32> = threads
+        .map(|t| t.ns_tid)
+        .chain(dataset.zombies.iter().map(|z| z.ns_pid))
+        .collect();
+    let highest = taken.iter().copied().max().unwrap_or(1);
+    let above = (1..=TRIES).map(|i| highest.saturating_add(i));
+    let mut last = RestoreError::PidTaken { pid: highest };
+    // Below, should the highest possible one be among them.
+    for id in above.chain(300..300 + TRIES) {
+        if taken.contains(&id) {
+            continue;
+        }
+        match spawn(nursery, Kind::Process(Birth::default()), Some(id)) {
+            Err(e @ (RestoreError::PidTaken { .. } | RestoreError::Unsupported { .. })) => last = e,
+            other => return other,
+        }
+    }
+    Err(last)
+}
+
+/// The children of a task will live in a new PID namespace, the first of them as its PID 1.
+///
+/// # Errors
+/// Not allowed.
+pub fn unshare_pids(parent: &mut Tracee) -> Result<(), RestoreError> {
+    let flag = libc::CLONE_NEWPID.cast_unsigned().into();
+    calls::plain(parent, libc::SYS_unshare, [flag])
+        .during(0, || "unshare(CLONE_NEWPID)".into())
+        .map(drop)
+}
+
+/// Gives the nursery, and all that are born of it, a mount namespace of their own: a copy of the one
+/// that it is in, from which nothing that is mounted gets out.
+///
+/// # Errors
+/// Not allowed.
+pub fn copy_mounts(nursery: &mut Tracee) -> Result<(), RestoreError> {
+    let flag = libc::CLONE_NEWNS.cast_unsigned().into();
+    calls::plain(nursery, libc::SYS_unshare, [flag]).during(0, || "unshare(CLONE_NEWNS)".into())?;
+    let slaves = libc::MS_REC | libc::MS_SLAVE;
+    calls::put(nursery, b"/\0")
+        .and_then(|root| calls::plain(nursery, libc::SYS_mount, [0, root, 0, slaves, 0]))
+        .during(0, || "mount(/, MS_SLAVE)".into())
+        .map(drop)
+}
+
 /// Makes a new PID namespace below the nursery, and its PID 1.
 ///
 /// # Errors
 /// Not allowed.
 pub fn pid_namespace(nursery: &mut Tracee) -> Result<Tracee, RestoreError> {
-    let flag = libc::CLONE_NEWPID.cast_unsigned().into();
-    calls::plain(nursery, libc::SYS_unshare, [flag])
-        .during(0, || "unshare(CLONE_NEWPID)".into())?;
-    let mut init = spawn(nursery, Kind::Process, None)?;
+    unshare_pids(nursery)?;
+    let mut init = spawn(nursery, Kind::Process(Birth::default()), None)?;
     calls::plain::<0>(&mut init, libc::SYS_setsid, []).during(0, || "setsid".into())?;
     Ok(init)
 }

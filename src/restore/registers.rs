@@ -51,7 +51,7 @@ pub fn resumed(thread: &Thread, aborted_to: Option<u64>) -> Result<UserRegs, Res
                 regs.rip = abort;
             }
         }
-        SyscallResume::Reissue => {
+        SyscallResume::Reissue | SyscallResume::ReissueLeft { .. } => {
             let number = match &thread.syscall {
                 Some(call) => call.number,
                 None => regs.orig_rax,
@@ -59,6 +59,8 @@ pub fn resumed(thread: &Thread, aborted_to: Option<u64>) -> Result<UserRegs, Res
             regs.rip = regs.rip.wrapping_sub(SYSCALL_LEN);
             regs.rax = number;
         }
+        // It returns to where it would have; the way there is `rest_of_call`'s.
+        SyscallResume::Rest { .. } => {}
         SyscallResume::Return { value } => regs.rax = value.cast_unsigned(),
     }
     // So the kernel does not take it for an interrupted call.

@@ -4,21 +4,29 @@
 //! ```text
 //! vmrestore ── nursery (new time namespace)            killed at the end
 //!                 ├── stub of each process, or
-//!                 └── PID 1 of a new PID namespace     reaps, ends with them
+//!                 ├── PID 1 of a new PID namespace     reaps, ends with them
+//!                 │      └── stub of each process, or
+//!                 └── deputy in a container            killed at the end
 //!                        └── stub of each process
 //! ```
+//!
+//! When PID 1 of a PID namespace is of the set, its stub is PID 1 of a new one.
 //!
 //! All of them are seized with PTRACE_O_EXITKILL: were vmrestore to die at any
 //! point, nothing would be left behind.
 
+use super::container::Container;
 use super::error::Context;
-use super::inject::{CODE, Scratch, Tracee};
+use super::inject::{self, Scratch, Tracee};
 use super::maps::{Mapping, TASK_SIZE, find_syscall, free_gap, mappings};
-use super::{RestoreError, Syscalls, calls, namespaces};
-use crate::dataset::{Dataset, Process, Thread};
+use super::pid_space::{self, PidSpace};
+use super::terminals::Masters;
+use super::{RestoreError, Syscalls, calls, namespaces, objects};
+use crate::dataset::{Dataset, Fidelity, NamespaceKind, Process, Thread, Zombie};
 use crate::sys::clone::{CloneArgs, idle_child};
 use crate::sys::ptrace::{self, Stop};
 use crate::sys::task_control;
+use std::time::Duration;
 
 /// What the scratch mapping keeps away from: the lowest megabyte, which
 /// `vm.mmap_min_addr` may forbid.
@@ -42,6 +50,11 @@ pub struct Stub<'a> {
     pub pid: i32,
     /// One for each of `process.threads`, in their order.
     pub threads: Vec<Tracee>,
+    /// More threads, for a time: see `fill::direct`.
+    pub helpers: Vec<Tracee>,
+    /// An earlier stub has the same descriptor table, or the same directories.
+    pub shares_files: bool,
+    pub shares_fs: bool,
 }
 
 impl Stub<'_> {
@@ -60,18 +73,38 @@ impl Stub<'_> {
 pub struct Family<'a> {
     /// Parents before children.
     pub stubs: Vec<Stub<'a>>,
-    /// PID 1 of their PID namespace, when they have one of their own.
+    /// Zombies to be, which wait for their end.
+    pub zombies: Vec<(&'a Zombie, Tracee)>,
+    /// While they are made: the nodes of the plan.
+    pub(super) cradle: Vec<Option<Tracee>>,
+    /// Pseudo-terminals that sessions have.
+    pub masters: Masters,
+    /// What could not be made as it was.
+    pub notes: Vec<Fidelity>,
+    /// Where they have their PIDs.
+    pub(super) space: PidSpace,
+    /// They have a mount namespace of their own, made here.
+    pub(super) own_mounts: bool,
+    /// The stub that is PID 1 of their PID namespace.
+    pub(super) first: Option<i32>,
+    /// PID 1 of their PID namespace, when that is none of theirs; in a
+    /// container's whoever makes the roots there, and then leaves them to its
+    /// PID 1.
     init: Option<Tracee>,
     nursery: Tracee,
     released: bool,
 }
 
 impl<'a> Family<'a> {
-    /// Makes a stub with all its threads for every process.
+    /// Nobody yet but those who make the others.
     ///
     /// # Errors
-    /// [`RestoreError::PidTaken`] without `own_pids`, when an ID is not free.
-    pub fn make(dataset: &'a Dataset, own_pids: bool) -> Result<Self, RestoreError> {
+    /// What was refused.
+    pub(super) fn new(
+        dataset: &'a Dataset,
+        own_pids: bool,
+        container: Option<&Container>,
+    ) -> Result<Self, RestoreError> {
         let pid = idle_child().during(0, || "fork".into())?;
         let nursery = match nursery(dataset, pid) {
             Ok(nursery) => nursery,
@@ -82,18 +115,47 @@ impl<'a> Family<'a> {
         };
         let mut family = Self {
             stubs: Vec::new(),
+            zombies: Vec::new(),
+            cradle: Vec::new(),
+            masters: Masters::default(),
+            notes: Vec::new(),
             init: None,
+            space: PidSpace::of(dataset, own_pids, container),
+            own_mounts: false,
+            first: None,
             nursery,
             released: false,
         };
+        let base = objects::base(dataset);
+        namespaces::open_doors(&mut family.nursery, base, container.is_some())?;
         namespaces::enter_time(&mut family.nursery, &dataset.host)?;
-        if own_pids {
-            family.init = Some(namespaces::pid_namespace(&mut family.nursery)?);
+        if let Some(container) = container {
+            namespaces::enter(&mut family.nursery, container)?;
         }
-        for process in &dataset.processes {
-            family.add(process)?;
+        let led = family.space == PidSpace::Led;
+        if let Some(first) = pid_space::first_process(dataset).filter(|_| led)
+            && first.namespaces.has(NamespaceKind::Mount)
+        {
+            namespaces::copy_mounts(&mut family.nursery)?;
+            family.own_mounts = true;
+        }
+        family.init = match family.space {
+            PidSpace::Own => Some(namespaces::pid_namespace(&mut family.nursery)?),
+            // What ends with the container is to end with it here as well.
+            _ if container.is_some_and(|c| c.enters(NamespaceKind::Pid)) => {
+                Some(namespaces::deputy(&mut family.nursery, dataset)?)
+            }
+            PidSpace::Host | PidSpace::Led | PidSpace::Container => None,
+        };
+        if led {
+            namespaces::unshare_pids(family.root_maker())?;
         }
         Ok(family)
+    }
+
+    /// Whose children the roots are.
+    pub(super) fn root_maker(&mut self) -> &mut Tracee {
+        self.init.as_mut().unwrap_or(&mut self.nursery)
     }
 
     /// The main thread of the stub with this index.
@@ -118,51 +180,15 @@ impl<'a> Family<'a> {
         }
     }
 
-    /// The stubs have a PID namespace of their own.
-    pub fn has_own_pids(&self) -> bool {
-        self.init.is_some()
-    }
-
-    fn add(&mut self, process: &'a Process) -> Result<(), RestoreError> {
-        let pid = process.pid;
-        let parent_at = self
-            .stubs
-            .iter()
-            .position(|s| s.process.pid == process.ppid && process.ppid != pid);
-        let parent = match parent_at.and_then(|at| self.stubs.get_mut(at)) {
-            Some(stub) => stub.leader()?,
-            None => self.init.as_mut().unwrap_or(&mut self.nursery),
-        };
-        let leader = spawn(parent, Kind::Process, Some(process.ns_pid))?;
-        self.stubs.push(Stub {
-            process,
-            pid: leader.tid,
-            threads: vec![leader],
-        });
-        let Some(stub) = self.stubs.last_mut() else {
-            return Ok(());
-        };
-        let root = parent_at.is_none();
-        if root || process.sid == pid {
-            calls::plain::<0>(stub.leader()?, libc::SYS_setsid, [])
-                .during(pid, || "setsid".into())?;
-        } else if process.pgid == pid {
-            calls::plain(stub.leader()?, libc::SYS_setpgid, [0, 0])
-                .during(pid, || "setpgid".into())?;
-        }
-        for thread in process.threads.iter().skip(1) {
-            let born = add_thread(stub.leader()?, thread)?;
-            stub.threads.push(born);
-        }
-        Ok(())
-    }
-
     /// They live now: the nursery goes, PID 1 of their namespace begins to
     /// reap, and dropping this kills nobody. The stubs were detached already.
     pub fn release(&mut self) {
         self.released = true;
-        if let Some(init) = &mut self.init {
-            namespaces::release_init(init);
+        match &mut self.init {
+            Some(init) if self.space == PidSpace::Own => namespaces::release_init(init),
+            // Its children go to PID 1 of the container.
+            Some(deputy) => reap(&[deputy.tid]),
+            None => {}
         }
         reap(&[self.nursery.tid]);
     }
@@ -173,11 +199,24 @@ impl Drop for Family<'_> {
         if self.released {
             return;
         }
-        for stub in self.stubs.iter().rev() {
-            let mut tids: Vec<i32> = stub.threads.iter().map(|t| t.tid).collect();
-            // The leader last: it is not to be had before its threads.
-            tids.reverse();
+        // PID 1 of a namespace waits for all others of it, which are this
+        // process's to reap: it comes last.
+        let first = self.first;
+        let unborn = self.cradle.drain(..).flatten();
+        let unborn: Vec<i32> = unborn.map(|tracee| tracee.tid).collect();
+        let others: Vec<i32> = unborn.into_iter().filter(|t| Some(*t) != first).collect();
+        reap(&others);
+        let zombies: Vec<i32> = self.zombies.drain(..).map(|(_, t)| t.tid).collect();
+        reap(&zombies);
+        let is_first = |stub: &&Stub<'_>| Some(stub.pid) == first;
+        let others = self.stubs.iter().rev().filter(|stub| !is_first(stub));
+        for stub in others.chain(self.stubs.iter().filter(is_first)) {
+            let threads = stub.helpers.iter().chain(&stub.threads);
+            let tids: Vec<i32> = threads.map(|t| t.tid).collect();
             reap(&tids);
+        }
+        if let Some(first) = first {
+            reap(&[first]);
         }
         if let Some(init) = &self.init {
             reap(&[init.tid]);
@@ -193,34 +232,86 @@ fn no_stub(at: usize) -> RestoreError {
     }
 }
 
-/// Kills tasks and waits until they are gone.
-fn reap(tids: &[i32]) {
+/// Kills tasks and waits until they are gone, in whatever order they go: of the threads of a PID
+/// namespace's PID 1 the last one waits in the kernel until the others have been reaped.
+pub(super) fn reap(tids: &[i32]) {
     for &tid in tids {
         // Gone already is as well.
         let _ = task_control::kill(tid, libc::SIGKILL);
     }
-    for &tid in tids {
+    let mut left = tids.to_vec();
+    let mut pause = Duration::from_micros(20);
+    loop {
+        let before = left.len();
         // Stops may still be queued before the end.
-        for _ in 0..64 {
-            match ptrace::wait(tid) {
-                Ok(Stop::Gone(_)) | Err(_) => break,
-                Ok(_) => {}
-            }
+        left.retain(|tid| !matches!(ptrace::look(*tid), Ok(Some(Stop::Gone(_))) | Err(_)));
+        if left.is_empty() {
+            return;
         }
+        if left.len() < before {
+            continue;
+        }
+        std::thread::sleep(pause);
+        pause = (pause * 2).min(Duration::from_millis(5));
     }
 }
 
-fn add_thread(leader: &mut Tracee, thread: &Thread) -> Result<Tracee, RestoreError> {
+/// Makes a thread that is none of the process's, with whatever ID.
+pub(super) fn add_helper(leader: &mut Tracee) -> Result<Tracee, RestoreError> {
+    spawn(leader, Kind::Thread, None)
+}
+
+/// Ends such a thread.
+pub(super) fn end_helper(mut helper: Tracee) {
+    // It does not come back from this call.
+    let _ = calls::plain(&mut helper, libc::SYS_exit, [0]);
+}
+
+pub(super) fn add_thread(leader: &mut Tracee, thread: &Thread) -> Result<Tracee, RestoreError> {
     spawn(leader, Kind::Thread, Some(thread.ns_tid))
 }
 
 /// What to make.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// A child.
-    Process,
+    /// A process.
+    Process(Birth),
     /// A thread of the caller.
     Thread,
+}
+
+/// How a process is made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Birth {
+    /// By which its parent hears of its end.
+    pub exit_signal: i32,
+    /// It becomes the caller's sibling, not its child, and its exit signal is
+    /// the caller's.
+    pub sibling: bool,
+    /// It has the caller's descriptor table, or directories.
+    pub share_files: bool,
+    pub share_fs: bool,
+}
+
+impl Default for Birth {
+    /// As by fork.
+    fn default() -> Self {
+        Self {
+            exit_signal: libc::SIGCHLD,
+            sibling: false,
+            share_files: false,
+            share_fs: false,
+        }
+    }
+}
+
+impl Birth {
+    fn flags(self) -> i32 {
+        let when = |yes: bool, flag: i32| if yes { flag } else { 0 };
+        when(self.sibling, libc::CLONE_PARENT)
+            | when(self.share_files, libc::CLONE_FILES)
+            | when(self.share_fs, libc::CLONE_FS)
+    }
 }
 
 /// Makes the tracee clone itself; the new task is stopped before its first
@@ -240,7 +331,12 @@ pub fn spawn(parent: &mut Tracee, kind: Kind, id: Option<i32>) -> Result<Tracee,
         | libc::CLONE_SYSVSEM;
     let mut args = CloneArgs::default();
     match kind {
-        Kind::Process => args.exit_signal = libc::SIGCHLD.cast_unsigned().into(),
+        Kind::Process(birth) => {
+            args.flags = birth.flags().cast_unsigned().into();
+            if !birth.sibling {
+                args.exit_signal = birth.exit_signal.cast_unsigned().into();
+            }
+        }
         Kind::Thread => args.flags = flags.cast_unsigned().into(),
     }
     if id.is_some() {
@@ -274,11 +370,12 @@ pub fn spawn(parent: &mut Tracee, kind: Kind, id: Option<i32>) -> Result<Tracee,
     })?;
     await_stop(tid, named)?;
     match kind {
-        Kind::Process => Tracee::new(
+        Kind::Process(_) => Tracee::new(
             tid,
             parent.scratch_mapping().start,
             parent.scratch_mapping(),
-        ),
+        )
+        .map(|child| child.with_doors(parent.doors())),
         Kind::Thread => parent.sibling(tid),
     }
     .during(named, || format!("open the memory of task {tid}"))
@@ -337,7 +434,7 @@ fn nursery(dataset: &Dataset, pid: i32) -> Result<Tracee, RestoreError> {
     calls::map(&mut tracee, scratch.start, Scratch::LEN, prot, anon, -1, 0)
         .during(0, at("mmap of the scratch memory"))?;
     tracee
-        .write(scratch.start, &CODE)
+        .write(scratch.start, &inject::code())
         .during(0, at("write the scratch memory"))?;
     let prot = libc::PROT_READ | libc::PROT_EXEC;
     calls::protect(&mut tracee, scratch.start, Scratch::CODE_LEN, prot)

@@ -22,6 +22,15 @@ impl std::fmt::Display for Errno {
 
 impl std::error::Error for Errno {}
 
+/// Directories that a process in the making holds open, and closes at its end.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Doors {
+    /// This host's /proc: there may be none where the process lives.
+    pub proc: Option<i32>,
+    /// This host's root directory, when that is not the process's.
+    pub host: Option<i32>,
+}
+
 /// Who makes system calls in the address space that is being restored.
 pub trait Syscalls {
     /// Makes one system call there. `args`: rdi, rsi, rdx, r10, r8, r9;
@@ -52,6 +61,11 @@ pub trait Syscalls {
     /// Address and length of memory there that stages may use for arguments
     /// (at least 64 KiB).
     fn scratch(&self) -> (u64, usize);
+
+    /// Directories that it holds open.
+    fn doors(&self) -> Doors {
+        Doors::default()
+    }
 
     /// Writes into that address space.
     ///

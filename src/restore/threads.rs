@@ -2,13 +2,12 @@
 
 use super::error::Context;
 use super::inject::Tracee;
-use super::{RestoreError, Syscalls, calls, credentials, signals};
-use crate::dataset::{Fidelity, Process, Scheduling, SeccompState, Thread};
+use super::{Errno, RestoreError, calls, credentials, seccomp, signals};
+use crate::dataset::{Fidelity, Process, Scheduling, Thread};
 use crate::sys::{ptrace, task_control};
 
-/// `SECCOMP_SET_MODE_FILTER`, and bytes of a `struct sock_filter`.
-const SET_MODE_FILTER: u64 = 1;
-const FILTER_LEN: usize = 8;
+/// `IOPRIO_WHO_PROCESS`.
+const IOPRIO_OF_A_TASK: u64 = 1;
 
 /// SCHED_DEADLINE.
 const DEADLINE: u32 = 6;
@@ -44,6 +43,23 @@ pub fn set(
         // Real-time threads have none to set.
         let _ = calls::prctl(tracee, libc::PR_SET_TIMERSLACK, [thread.timer_slack_ns]);
     }
+    if process.personality != 0 {
+        calls::plain(tracee, libc::SYS_personality, [process.personality.into()])
+            .during(tid, || format!("personality {:#x}", process.personality))?;
+    }
+    if thread.scheduling.io_priority != 0 {
+        let call = [IOPRIO_OF_A_TASK, 0, thread.scheduling.io_priority.into()];
+        calls::plain(tracee, libc::SYS_ioprio_set, call).during(tid, || "ioprio_set".into())?;
+    }
+    control(thread, tracee, &subject, notes);
+    if thread.controls.dispatch.is_some() && ptrace::set_dispatch(tracee.tid, None).is_err() {
+        return Err(RestoreError::Refused {
+            pid: process.pid,
+            what: format!("thread {tid}, whose system calls are signals to itself"),
+            why: "this kernel lets nobody else set that (PR_SET_SYSCALL_USER_DISPATCH)".into(),
+            hint: "a kernel from 6.4 on can (PTRACE_SET_SYSCALL_USER_DISPATCH_CONFIG)",
+        });
+    }
     schedule(tracee.tid, tid, &subject, &thread.scheduling, notes)?;
     signals::queue(tracee, process.ns_pid, Some(thread.ns_tid), &thread.pending)?;
 
@@ -51,7 +67,7 @@ pub fn set(
         calls::prctl(tracee, libc::PR_SET_NO_NEW_PRIVS, [1, 0, 0, 0])
             .during(tid, || "prctl(PR_SET_NO_NEW_PRIVS)".into())?;
     }
-    filter(tid, &thread.seccomp, tracee)?;
+    seccomp::install(thread, &subject, tracee, notes)?;
     credentials::set(tid, tracee, &thread.credentials)?;
     // A change of credentials clears it.
     if thread.pdeath_signal != 0 {
@@ -73,6 +89,42 @@ pub fn set(
         calls::plain(tracee, libc::SYS_rseq, call).during(tid, || "rseq".into())?;
     }
     Ok(())
+}
+
+/// What it had set of itself. What this kernel or CPU does not know is lost.
+fn control(thread: &Thread, tracee: &mut Tracee, subject: &str, notes: &mut Vec<Fidelity>) {
+    const PR_SET_SPECULATION_CTRL: i32 = 53;
+    const PR_SET_IO_FLUSHER: i32 = 57;
+    const ARCH_SET_CPUID: u64 = 0x1012;
+    let controls = &thread.controls;
+    let mut note = |what: &str, set: Result<u64, Errno>| {
+        if let Err(errno) = set {
+            notes.push(Fidelity::lost(subject, what, errno.to_string()));
+        }
+    };
+    if controls.tsc_faults {
+        let set = calls::prctl(tracee, libc::PR_SET_TSC, [2]);
+        note("fault at the time-stamp counter (PR_SET_TSC)", set);
+    }
+    if controls.cpuid_faults {
+        let set = calls::plain(tracee, libc::SYS_arch_prctl, [ARCH_SET_CPUID, 0]);
+        note("fault at CPUID (ARCH_SET_CPUID)", set);
+    }
+    if let Some(early) = controls.memory_error_early {
+        // PR_MCE_KILL_SET; PR_MCE_KILL_LATE 0, PR_MCE_KILL_EARLY 1.
+        let set = calls::prctl(tracee, libc::PR_MCE_KILL, [1, early.into()]);
+        note("policy for memory errors (PR_MCE_KILL)", set);
+    }
+    if controls.io_flusher {
+        let set = calls::prctl(tracee, PR_SET_IO_FLUSHER, [1]);
+        note("part in writing data back (PR_SET_IO_FLUSHER)", set);
+    }
+    for (which, value) in (0u64..).zip(controls.speculation) {
+        if value != 0 {
+            let set = calls::prctl(tracee, PR_SET_SPECULATION_CTRL, [which, value.into()]);
+            note("limit to speculation (PR_SET_SPECULATION_CTRL)", set);
+        }
+    }
 }
 
 fn alternate_stack(thread: &Thread, tracee: &mut Tracee) -> Result<(), RestoreError> {
@@ -103,11 +155,18 @@ fn schedule(
     notes: &mut Vec<Fidelity>,
 ) -> Result<(), RestoreError> {
     if scheduling.policy == DEADLINE {
-        notes.push(Fidelity::lost(
-            subject,
-            "SCHED_DEADLINE",
-            "its parameters are not in the dataset; it is scheduled as others are",
-        ));
+        let granted = match &scheduling.deadline {
+            Some(d) => {
+                let times = [d.runtime, d.deadline, d.period];
+                task_control::set_deadline(live, scheduling.nice, times, d.flags)
+                    .map_err(|e| format!("sched_setattr: {e}"))
+            }
+            None => Err("its parameters are not in the dataset".into()),
+        };
+        if let Err(why) = granted {
+            let how = format!("{why}; it is scheduled as others are");
+            notes.push(Fidelity::lost(subject, "SCHED_DEADLINE", how));
+        }
     } else {
         task_control::set_scheduler(
             live,
@@ -130,42 +189,6 @@ fn schedule(
             "CPU affinity",
             "this host has none of the CPUs that it was bound to",
         ));
-    }
-    Ok(())
-}
-
-/// Installs seccomp filters. They bind nobody until the tracee is let go:
-/// PTRACE_O_SUSPEND_SECCOMP.
-fn filter(tid: i32, seccomp: &SeccompState, tracee: &mut Tracee) -> Result<(), RestoreError> {
-    if seccomp.mode == 0 {
-        return Ok(());
-    }
-    // The dataset says then that they are lost.
-    if seccomp.mode == 2 && seccomp.filters.is_empty() {
-        return Ok(());
-    }
-    if !ptrace::suspend_seccomp(tracee.tid) {
-        return Err(RestoreError::Unsupported {
-            pid: tid,
-            what: "its seccomp filters".into(),
-            why: "this kernel or container refuses PTRACE_O_SUSPEND_SECCOMP".into(),
-        });
-    }
-    if seccomp.mode == 1 {
-        return calls::prctl(tracee, libc::PR_SET_SECCOMP, [1])
-            .during(tid, || "prctl(PR_SET_SECCOMP)".into())
-            .map(drop);
-    }
-    let (at, _) = tracee.scratch();
-    for program in &seccomp.filters {
-        let count = u16::try_from(program.0.len() / FILTER_LEN).unwrap_or(u16::MAX);
-        // struct sock_fprog, then the program.
-        let mut bytes = u64::from(count).to_ne_bytes().to_vec();
-        bytes.extend((at + 16).to_ne_bytes());
-        bytes.extend(&program.0);
-        calls::put(tracee, &bytes)
-            .and_then(|at| calls::plain(tracee, libc::SYS_seccomp, [SET_MODE_FILTER, 0, at]))
-            .during(tid, || format!("seccomp filter of {count} instructions"))?;
     }
     Ok(())
 }

@@ -3,7 +3,7 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, FromRawFd};
 
 /// `struct fsuuid2`. Linux include/uapi/linux/fs.h, since v6.9.
 #[repr(C)]
@@ -94,6 +94,46 @@ pub fn generation(file: &File) -> Option<u32> {
     // SAFETY: the ioctl writes an int, and has room for a long.
     let result = unsafe { libc::ioctl(file.as_raw_fd(), FS_IOC_GETVERSION, answer.as_mut_ptr()) };
     (result == 0).then_some(answer[0])
+}
+
+/// A file by the number and generation of its inode, on the file system of `directory`: ext4's
+/// file handles, or with `xfs` those of xfs. `None`: there is none, or this process may not ask.
+pub fn by_number(directory: &File, number: u64, generation: u32, xfs: bool) -> Option<File> {
+    // enum fid_type: FILEID_INO32_GEN, and FILEID_INO64_GEN | XFS_FILEID_TYPE_64FLAG.
+    const INO32_GEN: i32 = 1;
+    const XFS_INO64_GEN: i32 = 0x81;
+    #[repr(C)]
+    struct FileHandle {
+        bytes: u32,
+        kind: i32,
+        handle: [u32; 3],
+    }
+    let (low, high) = (number as u32, (number >> 32) as u32);
+    let mut handle = match (xfs, high) {
+        (true, _) => FileHandle {
+            bytes: 12,
+            kind: XFS_INO64_GEN,
+            handle: [low, high, generation],
+        },
+        (false, 0) => FileHandle {
+            bytes: 8,
+            kind: INO32_GEN,
+            handle: [low, generation, 0],
+        },
+        (false, _) => return None,
+    };
+    // SAFETY: `handle` has room for the bytes that it says, and lives.
+    let fd = unsafe {
+        libc::syscall(
+            libc::SYS_open_by_handle_at,
+            directory.as_raw_fd(),
+            &raw mut handle,
+            libc::O_RDONLY | libc::O_CLOEXEC,
+        )
+    };
+    let fd = i32::try_from(fd).ok().filter(|fd| *fd >= 0)?;
+    // SAFETY: the kernel gave us this descriptor, and nobody else has it.
+    Some(unsafe { File::from_raw_fd(fd) })
 }
 
 /// Whether anybody on this host, in whatever container, and be it the kernel
@@ -202,5 +242,104 @@ pub fn remove_attribute(file: &File, name: &std::ffi::CStr) -> io::Result<()> {
     match io::Error::last_os_error() {
         e if matches!(e.raw_os_error(), Some(libc::ENODATA | libc::EOPNOTSUPP)) => Ok(()),
         e => Err(e),
+    }
+}
+
+/// A part of a file and where it is on its device. Bytes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Extent {
+    /// Offset in the file.
+    pub start: u64,
+    /// Its length.
+    pub len: u64,
+    /// Offset on the device.
+    pub place: u64,
+    /// It holds data, and is no mere reservation.
+    pub written: bool,
+    /// The place is the file's, and what stands there is not read (it was
+    /// preallocated).
+    pub reserved: bool,
+}
+
+/// `struct fiemap` and `struct fiemap_extent`. Linux include/uapi/linux/fiemap.h.
+#[repr(C)]
+struct Fiemap {
+    start: u64,
+    length: u64,
+    flags: u32,
+    mapped: u32,
+    count: u32,
+    reserved: u32,
+    extents: [FiemapExtent; FIEMAP_EXTENTS],
+}
+
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct FiemapExtent {
+    logical: u64,
+    physical: u64,
+    length: u64,
+    reserved64: [u64; 2],
+    flags: u32,
+    reserved: [u32; 3],
+}
+
+const FIEMAP_EXTENTS: usize = 128;
+/// _IOWR('f', 11, struct fiemap), of 32 bytes without extents.
+const FS_IOC_FIEMAP: libc::c_ulong = 0xc020_660b;
+const FIEMAP_FLAG_SYNC: u32 = 1;
+const FIEMAP_EXTENT_LAST: u32 = 1;
+/// Where it is is not known yet (UNKNOWN, DELALLOC), or not what it says
+/// (ENCODED, DATA_ENCRYPTED, NOT_ALIGNED, INLINE, TAIL, UNWRITTEN).
+const FIEMAP_EXTENT_UNWRITTEN: u32 = 0x800;
+const FIEMAP_EXTENT_NOT_THERE: u32 = 0x2 | 0x4 | 0x8 | 0x80 | 0x100 | 0x200 | 0x400 | 0x800;
+
+/// Where a file's data is on its device (`FS_IOC_FIEMAP`), in order.
+///
+/// # Errors
+/// EOPNOTSUPP where the file system does not say; EIO and others.
+pub fn extents(file: &File) -> io::Result<Vec<Extent>> {
+    let mut out: Vec<Extent> = Vec::new();
+    let mut start = 0;
+    loop {
+        let none = FiemapExtent {
+            logical: 0,
+            physical: 0,
+            length: 0,
+            reserved64: [0; 2],
+            flags: 0,
+            reserved: [0; 3],
+        };
+        let mut map = Box::new(Fiemap {
+            start,
+            length: u64::MAX - start,
+            flags: FIEMAP_FLAG_SYNC,
+            mapped: 0,
+            count: FIEMAP_EXTENTS as u32,
+            reserved: 0,
+            extents: [none; FIEMAP_EXTENTS],
+        });
+        // SAFETY: the ioctl writes the header and at most `count` extents
+        // behind it, for which there is room.
+        let result = unsafe { libc::ioctl(file.as_raw_fd(), FS_IOC_FIEMAP, &raw mut *map) };
+        if result != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        let mapped = usize::try_from(map.mapped).unwrap_or(0);
+        let mut last = true;
+        for extent in map.extents.iter().take(mapped) {
+            out.push(Extent {
+                start: extent.logical,
+                len: extent.length,
+                place: extent.physical,
+                written: extent.flags & FIEMAP_EXTENT_NOT_THERE == 0,
+                reserved: extent.flags & FIEMAP_EXTENT_NOT_THERE == FIEMAP_EXTENT_UNWRITTEN,
+            });
+            start = extent.logical.saturating_add(extent.length);
+            last = extent.flags & FIEMAP_EXTENT_LAST != 0;
+        }
+        if last || mapped == 0 {
+            return Ok(out);
+        }
     }
 }

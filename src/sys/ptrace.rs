@@ -99,6 +99,15 @@ pub fn resume_to_syscall(tid: i32) -> io::Result<()> {
     request(libc::PTRACE_SYSCALL, tid, 0, 0).map(drop)
 }
 
+/// Lets a tracee that was stopped before a signal run on with it.
+///
+/// # Errors
+/// ESRCH when it is not stopped, or gone.
+pub fn resume_with(tid: i32, signal: i32) -> io::Result<()> {
+    let signal = usize::try_from(signal).unwrap_or(0);
+    request(libc::PTRACE_CONT, tid, 0, signal).map(drop)
+}
+
 /// Lets a stopped tracee go.
 ///
 /// # Errors
@@ -216,6 +225,23 @@ pub fn rseq(tid: i32) -> io::Result<Option<(u64, u32, u32)>> {
     )))
 }
 
+/// PTRACE_SET_SYSCALL_USER_DISPATCH_CONFIG: calls from outside of an area (its begin and length) are
+/// signals, as a byte at an address says; `None`: no call is.
+///
+/// # Errors
+/// EIO before Linux 6.4; EFAULT for an address that is none.
+pub fn set_dispatch(tid: i32, dispatch: Option<([u64; 2], u64)>) -> io::Result<()> {
+    /// Linux include/uapi/linux/ptrace.h.
+    const SET_CONFIG: libc::c_uint = 0x4210;
+    // struct ptrace_sud_config: mode, selector, offset, len.
+    let config: [u64; 4] = match dispatch {
+        Some(([offset, len], selector)) => [1, selector, offset, len],
+        None => [0; 4],
+    };
+    let at = config.as_ptr().expose_provenance();
+    request(SET_CONFIG, tid, size_of_val(&config), at).map(drop)
+}
+
 /// Waits for a tracee's next stop, or its end.
 ///
 /// # Errors
@@ -233,20 +259,36 @@ pub fn wait(tid: i32) -> io::Result<Stop> {
             }
             return Err(e);
         }
-        if libc::WIFEXITED(status) {
-            return Ok(Stop::Gone(libc::WEXITSTATUS(status)));
-        }
-        if libc::WIFSIGNALED(status) {
-            return Ok(Stop::Gone(-libc::WTERMSIG(status)));
-        }
-        let signal = libc::WSTOPSIG(status);
-        let event = status >> 16;
-        return Ok(if event != 0 {
-            Stop::Event(event)
-        } else if signal == libc::SIGTRAP | 0x80 {
-            Stop::Syscall
-        } else {
-            Stop::Signal(signal)
-        });
+        return Ok(stop(status));
+    }
+}
+
+/// The same, without waiting: `None` when nothing has happened to it.
+///
+/// # Errors
+/// ECHILD when it is no tracee of this thread.
+pub fn look(tid: i32) -> io::Result<Option<Stop>> {
+    let mut status = 0;
+    // SAFETY: `status` is a live int.
+    let got = unsafe { libc::waitpid(tid, &raw mut status, libc::__WALL | libc::WNOHANG) };
+    match got {
+        -1 => Err(io::Error::last_os_error()),
+        0 => Ok(None),
+        _ => Ok(Some(stop(status))),
+    }
+}
+
+fn stop(status: i32) -> Stop {
+    if libc::WIFEXITED(status) {
+        return Stop::Gone(libc::WEXITSTATUS(status));
+    }
+    if libc::WIFSIGNALED(status) {
+        return Stop::Gone(-libc::WTERMSIG(status));
+    }
+    let signal = libc::WSTOPSIG(status);
+    match status >> 16 {
+        0 if signal == libc::SIGTRAP | 0x80 => Stop::Syscall,
+        0 => Stop::Signal(signal),
+        event => Stop::Event(event),
     }
 }

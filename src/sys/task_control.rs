@@ -33,12 +33,43 @@ pub fn kill_task(tid: i32, signal: i32) -> io::Result<()> {
 /// # Errors
 /// EINVAL for a policy that this cannot set (deadline) or an unknown one.
 pub fn set_scheduler(tid: i32, policy: u32, nice: i32, rt_priority: u32) -> io::Result<()> {
+    // sched_setattr takes it for SCHED_OTHER and SCHED_BATCH alone, but tasks of
+    // other policies have one: for when they change.
+    let who = libc::id_t::try_from(tid).map_err(io::Error::other)?;
+    // SAFETY: no memory arguments.
+    checked(unsafe { libc::setpriority(libc::PRIO_PROCESS, who, nice) }.into())?;
     // SAFETY: made of integers; zero is a value of each.
     let mut attr: libc::sched_attr = unsafe { std::mem::zeroed() };
     attr.size = 48; // SCHED_ATTR_SIZE_VER0: without utilisation clamps
     attr.sched_policy = policy;
     attr.sched_nice = nice;
     attr.sched_priority = rt_priority;
+    // SAFETY: `attr` lives and says its own size.
+    checked(unsafe { libc::syscall(libc::SYS_sched_setattr, tid, &raw const attr, 0u32) }).map(drop)
+}
+
+/// Sets SCHED_DEADLINE with its three times (nanoseconds) and SCHED_FLAG_*, and the nice value that the task has should it change.
+///
+/// # Errors
+/// EBUSY: there is not so much time left to grant. EPERM: it may not run on all CPUs.
+pub fn set_deadline(
+    tid: i32,
+    nice: i32,
+    [runtime, deadline, period]: [u64; 3],
+    flags: u64,
+) -> io::Result<()> {
+    const SCHED_DEADLINE: u32 = 6;
+    let who = libc::id_t::try_from(tid).map_err(io::Error::other)?;
+    // SAFETY: no memory arguments.
+    checked(unsafe { libc::setpriority(libc::PRIO_PROCESS, who, nice) }.into())?;
+    // SAFETY: made of integers; zero is a value of each.
+    let mut attr: libc::sched_attr = unsafe { std::mem::zeroed() };
+    attr.size = 48; // SCHED_ATTR_SIZE_VER0
+    attr.sched_policy = SCHED_DEADLINE;
+    attr.sched_flags = flags;
+    attr.sched_runtime = runtime;
+    attr.sched_deadline = deadline;
+    attr.sched_period = period;
     // SAFETY: `attr` lives and says its own size.
     checked(unsafe { libc::syscall(libc::SYS_sched_setattr, tid, &raw const attr, 0u32) }).map(drop)
 }

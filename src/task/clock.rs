@@ -6,7 +6,7 @@
 //! of the log bears `local_clock()`, which on a machine with a stable TSC is
 //! the TSC through `cyc2ns`. Backwards through `cyc2ns` and forwards through
 //! the timekeeper it gives every clock at that line, some milliseconds before
-//! the very end.
+//! the very end. The keeper, where it was loaded, read the clocks themselves.
 
 use super::TaskError;
 use crate::dataset::{Fidelity, Host};
@@ -30,6 +30,8 @@ pub(super) struct Clocks {
     pub tsc_khz: u64,
     /// How the instant was found.
     pub how: String,
+    /// The clocks were read as the CPUs were stopped.
+    pub exact: bool,
 }
 
 impl Clocks {
@@ -48,7 +50,12 @@ impl Clocks {
 
     /// What the report says of the clocks.
     pub fn fidelity(&self) -> Fidelity {
-        Fidelity::reconstructed("host", "clocks at the crash", self.how.clone())
+        const WHAT: &str = "clocks at the crash";
+        if self.exact {
+            Fidelity::exact("host", WHAT, self.how.clone())
+        } else {
+            Fidelity::reconstructed("host", WHAT, self.how.clone())
+        }
     }
 }
 
@@ -97,6 +104,14 @@ pub(super) fn read(kernel: &Kernel) -> Result<Clocks, KernelError> {
     let tsc_at_log = log.as_ref().ok().and_then(|ns| tsc_at(kernel, *ns).ok());
     let believable = |t: &i64| *t >= last_update && *t - last_update < MAX_IDLE_S * 1_000_000_000;
 
+    // 0: what the keeper read.
+    let kept = kernel.kept_time();
+    let by_keeper = kept
+        .and_then(|(tsc, ns)| match source.as_str() {
+            "tsc" => tsc.checked_sub(cycle_last).map(at),
+            _ => i64::try_from(ns).ok(),
+        })
+        .filter(believable);
     // 1: the last line of the log, as a TSC, through the timekeeper.
     let by_tsc = tsc_at_log
         .filter(|_| source == "tsc")
@@ -111,21 +126,26 @@ pub(super) fn read(kernel: &Kernel) -> Result<Clocks, KernelError> {
         let t = i64::try_from(*ns).ok()?.checked_sub(offset.cast_signed())?;
         Some(t).filter(believable)
     });
-    let (monotonic, how) = match (by_tsc, by_log) {
-        (Some(t), _) => (
+    let (monotonic, how) = match (by_keeper, by_tsc, by_log) {
+        (Some(t), _, _) => (
+            t,
+            "the keeper read them when the last CPU was stopped".to_owned(),
+        ),
+        (_, Some(t), _) => (
             t,
             "as of the kernel's last log line, through the TSC and the timekeeper; the crash came within milliseconds of it".to_owned(),
         ),
-        (None, Some(t)) => (
+        (_, _, Some(t)) => (
             t,
             format!("as of the kernel's last log line, by its own clock (clock source {source})"),
         ),
-        (None, None) => (
+        (None, None, None) => (
             last_update,
             "as of the timekeeper's last update; the crash came at most a few ticks later, on an idle host up to seconds".to_owned(),
         ),
     };
     let tsc = match (by_tsc, by_log) {
+        _ if by_keeper.is_some() => kept.map_or(0, |(tsc, _)| tsc),
         (None, None) if source == "tsc" => cycle_last,
         (None, None) => {
             let offset = variable(kernel, "__gtod_offset").unwrap_or(0);
@@ -146,6 +166,7 @@ pub(super) fn read(kernel: &Kernel) -> Result<Clocks, KernelError> {
             .map(u64::from)
             .unwrap_or(0),
         how,
+        exact: by_keeper.is_some(),
     })
 }
 

@@ -1,21 +1,24 @@
-//! Who a thread is: `struct cred`, and which seccomp filters it lives under.
+//! Who a thread is: `struct cred`.
 
+use super::namespace::IdMaps;
 use super::page_cache::words;
-use crate::dataset::{Blob, Credentials, SeccompState};
+use crate::dataset::Credentials;
 use crate::kernel::{KernelError, Object};
 
 /// NGROUPS_MAX of include/uapi/linux/limits.h.
 const MAX_GROUPS: u64 = 65536;
-/// Longest classic BPF program (BPF_MAXINSNS), and most programs of a thread.
-const MAX_INSTRUCTIONS: u64 = 4096;
-const MAX_FILTERS: usize = 4096;
 
 /// `task.real_cred`: what the thread is, whatever it may act as for the
-/// duration of one system call.
+/// duration of one system call. IDs are those of its user namespace.
 pub(super) fn read(task: &Object<'_>) -> Result<Credentials, KernelError> {
     let cred = task.follow("real_cred")?;
+    let maps = IdMaps::of(&cred)?;
     let id = |field: &str| -> Result<u32, KernelError> {
-        Ok(u32::try_from(cred.u(&format!("{field}.val"))?).unwrap_or(u32::MAX))
+        let id = u32::try_from(cred.u(&format!("{field}.val"))?).unwrap_or(u32::MAX);
+        Ok(match field.ends_with("uid") {
+            true => maps.user(id),
+            false => maps.group(id),
+        })
     };
     // Two 32-bit words, and one of 64 bits since Linux commit f122a08b197d
     // ("capability: just use a 'u64' instead of a 'u32[2]' array") (in v6.3):
@@ -27,7 +30,10 @@ pub(super) fn read(task: &Object<'_>) -> Result<Credentials, KernelError> {
     Ok(Credentials {
         uid: [id("uid")?, id("euid")?, id("suid")?, id("fsuid")?],
         gid: [id("gid")?, id("egid")?, id("sgid")?, id("fsgid")?],
-        groups: groups(&cred)?,
+        groups: groups(&cred)?
+            .into_iter()
+            .map(|id| maps.group(id))
+            .collect(),
         cap_inheritable: cap("inheritable")?,
         cap_permitted: cap("permitted")?,
         cap_effective: cap("effective")?,
@@ -54,51 +60,4 @@ fn groups(cred: &Object<'_>) -> Result<Vec<u32>, KernelError> {
     (0..count)
         .map(|i| kernel.read_u32(first.wrapping_add(i * 4)))
         .collect()
-}
-
-/// The seccomp mode and filters of a thread.
-pub(super) fn seccomp(task: &Object<'_>) -> Result<SeccompState, KernelError> {
-    let mode = u32::try_from(task.u("seccomp.mode")?).unwrap_or(0);
-    let mut filters = Vec::new();
-    let mut next = task.follow_opt("seccomp.filter")?;
-    while let Some(filter) = next {
-        if filters.len() >= MAX_FILTERS {
-            return Err(KernelError::Damaged {
-                what: "seccomp_filter",
-                addr: filter.addr(),
-                detail: format!("more than {MAX_FILTERS} filters follow each other"),
-            });
-        }
-        match program(&filter)? {
-            Some(program) => filters.push(program),
-            // Kept only with CONFIG_CHECKPOINT_RESTORE.
-            None => {
-                return Ok(SeccompState {
-                    mode,
-                    filters: Vec::new(),
-                });
-            }
-        }
-        next = filter.follow_opt("prev")?;
-    }
-    filters.reverse();
-    Ok(SeccompState { mode, filters })
-}
-
-/// The program as it was installed, `struct sock_filter`s of 8 bytes.
-fn program(filter: &Object<'_>) -> Result<Option<Blob>, KernelError> {
-    let Some(original) = filter.follow("prog")?.follow_opt("orig_prog")? else {
-        return Ok(None);
-    };
-    let len = original.u("len")?;
-    if len == 0 || len > MAX_INSTRUCTIONS {
-        return Err(KernelError::Damaged {
-            what: "sock_fprog_kern",
-            addr: original.addr(),
-            detail: format!("a program of {len} instructions"),
-        });
-    }
-    let mut bytes = vec![0; usize::try_from(len * 8).unwrap_or(0)];
-    filter.kernel().read(original.ptr("filter")?, &mut bytes)?;
-    Ok(Some(Blob(bytes)))
 }

@@ -1,16 +1,17 @@
 //! One extraction: processes, and the objects that they share, each read once.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 
 use super::clock::{self, Clocks};
+use super::moved::Beside;
 use super::page_cache::Wanted;
 use super::page_frame::Frames;
-use super::path::Place;
+use super::path::{Name, Place};
 use super::swap::SwapReader;
-use super::{TaskError, file, inode, list, process, uncommitted};
+use super::{TaskError, file, inode, list, process};
 use crate::dataset::{
-    Fidelity, FileKind, Inode, InodeKind, ObjectId, OpenFile, PageContent, PageRun, Pipe, Process,
-    SharedMemory,
+    Fidelity, FileKind, Inode, MessageQueue, ObjectId, OpenFile, Outside, PageContent, PageRun,
+    Pipe, Process, SharedMemory, SwapArea, SysvObject, Zombie,
 };
 use crate::kernel::{Kernel, KernelError, Object};
 
@@ -23,6 +24,8 @@ const MAX_OBJECTS: usize = 4 << 20;
 pub struct Extracted {
     /// Parents before children.
     pub processes: Vec<Process>,
+    /// Their children that had ended and not been waited for.
+    pub zombies: Vec<Zombie>,
     /// Every open file description that they refer to, once.
     pub files: Vec<OpenFile>,
     /// Pipes that the files are ends of.
@@ -31,6 +34,14 @@ pub struct Extracted {
     pub inodes: Vec<Inode>,
     /// Memory that no file system names.
     pub shared_memory: Vec<SharedMemory>,
+    /// POSIX message queues that the files are of.
+    pub message_queues: Vec<MessageQueue>,
+    /// System V IPC that they used.
+    pub sysv: Vec<SysvObject>,
+    /// Processes that are not among them and are tied to them.
+    pub outside: Vec<Outside>,
+    /// Swap areas that their pages were in.
+    pub swap: Vec<SwapArea>,
     /// What is not exact.
     pub fidelity: Vec<Fidelity>,
 }
@@ -61,6 +72,9 @@ pub fn extract(kernel: &Kernel, pids: &[i32]) -> Result<Extracted, TaskError> {
         references: HashMap::new(),
         orphans: HashSet::new(),
         address_spaces: HashSet::new(),
+        busy_epolls: HashSet::new(),
+        mounts: 0,
+        hosts_mounts: super::namespace::mounts_of_host(kernel),
         children: Vec::new(),
     };
     let clocks = x.clocks.fidelity();
@@ -104,10 +118,15 @@ pub(super) struct Extraction<'a, 'k> {
     /// First addresses of the process's areas, and identities of memories,
     /// whose missing pages are a deleted file's that no cache had.
     pub orphans: HashSet<u64>,
-    /// Children of the processes: parent, child, whether it was dead.
-    pub children: Vec<(i32, i32, bool)>,
+    /// Living children of the processes: parent, child.
+    pub children: Vec<(i32, i32)>,
     /// `mm_struct`s of the processes.
     pub address_spaces: HashSet<u64>,
+    /// `struct mnt_namespace` of the process that is being read, and of the host.
+    pub mounts: u64,
+    pub hosts_mounts: u64,
+    /// Epoll instances (`struct file`) from which a thread was taking events.
+    pub busy_epolls: HashSet<u64>,
 }
 
 impl<'k> Extraction<'_, 'k> {
@@ -147,6 +166,11 @@ impl<'k> Extraction<'_, 'k> {
         id
     }
 
+    /// The name is one of the host's, and the process is elsewhere.
+    pub fn is_of_host(&self, name: &Name) -> bool {
+        name.mounts != 0 && name.mounts == self.hosts_mounts && name.mounts != self.mounts
+    }
+
     /// How often the processes refer to a file.
     pub fn references(&self, file: ObjectId) -> u64 {
         self.references.get(&file.0).copied().unwrap_or(0)
@@ -166,94 +190,26 @@ impl<'k> Extraction<'_, 'k> {
             Some(slot) => *slot,
             None => {
                 let mut inode = inode::identity(object, path.to_owned())?;
+                if inode.mode & 0o170_000 == 0o060_000
+                    && let Some(cache) = cache
+                {
+                    self.block_device(&mut inode, cache);
+                }
                 self.unwritten(&mut inode, object, cache);
                 self.out.inodes.push(inode);
-                self.inodes.insert(id.0, self.out.inodes.len() - 1);
-                self.out.inodes.len() - 1
+                let slot = self.out.inodes.len() - 1;
+                self.inodes.insert(id.0, slot);
+                self.uncommitted(slot, object, false);
+                slot
             }
         };
         if writable && self.out.inodes.get(slot).is_some_and(|i| !i.writable) {
-            self.uncommitted(slot, object);
+            self.uncommitted(slot, object, true);
         }
         if let Some(inode) = self.out.inodes.get_mut(slot) {
             inode.writable |= writable;
         }
         Ok(id)
-    }
-
-    /// Fills in the pages that the disk may not have.
-    fn unwritten(&mut self, inode: &mut Inode, object: &Object<'k>, cache: Option<&Object<'k>>) {
-        let is_block = inode.mode & 0o170_000 == 0o060_000;
-        if inode.kind != InodeKind::Regular && !is_block {
-            return;
-        }
-        let volatile = inode::lives_in_memory(&inode.fs_type) && !is_block;
-        let wanted = if volatile {
-            Wanted::All
-        } else {
-            Wanted::Unwritten
-        };
-        let size = if is_block {
-            // The size of a block device is that of its own inode in bdevfs,
-            // whose page cache this is.
-            cache
-                .and_then(|c| c.follow("host").and_then(|h| h.u("i_size")).ok())
-                .unwrap_or(u64::MAX)
-        } else {
-            inode.size
-        };
-        let mapping = match cache {
-            Some(cache) => Ok(cache.clone()),
-            None => object.follow("i_mapping"),
-        };
-        let runs = mapping.and_then(|mapping| {
-            inode::cached_runs(
-                self.frames,
-                self.swap,
-                &mapping,
-                wanted,
-                inode::huge_order(object),
-                size,
-            )
-        });
-        match runs {
-            Ok(runs) => {
-                if volatile && !runs.is_empty() {
-                    self.reconstructed(
-                        &inode.path,
-                        "content",
-                        "its file system lived in memory: the whole file is carried over",
-                    );
-                }
-                inode.dirty = runs;
-            }
-            Err(error) => self.lost(
-                &inode.path,
-                "unwritten pages",
-                format!("its page cache cannot be walked: {error}"),
-            ),
-        }
-    }
-
-    /// Fills in the clean pages that a journal's replay may undo.
-    fn uncommitted(&mut self, slot: usize, object: &Object<'k>) {
-        let Some(inode) = self.out.inodes.get_mut(slot) else {
-            return;
-        };
-        if inode.kind != InodeKind::Regular || inode::lives_in_memory(&inode.fs_type) {
-            return;
-        }
-        match uncommitted::runs(self.frames, self.swap, object, inode.size) {
-            Ok(runs) => inode.uncommitted = runs,
-            Err(error) => {
-                let path = inode.path.clone();
-                self.lost(
-                    &path,
-                    "pages written right before the crash",
-                    format!("its page cache cannot be walked: {error}"),
-                );
-            }
-        }
     }
 
     /// Remembers pages of a file that a shared mapping wrote to.
@@ -294,6 +250,7 @@ impl<'k> Extraction<'_, 'k> {
             size,
             seals: seals(object).unwrap_or(0),
             pages,
+            huge_page: inode::huge_page(object),
         });
         Ok(id)
     }
@@ -312,9 +269,29 @@ impl<'k> Extraction<'_, 'k> {
         Ok(())
     }
 
+    /// What a call that was under way has moved is where it belongs.
+    pub fn settle(&mut self, beside: Beside) {
+        match beside {
+            Beside::Position(file, by) => {
+                let slot = self.files.get(&file).copied();
+                if let Some(file) = slot.and_then(|slot| self.out.files.get_mut(slot)) {
+                    file.position = file.position.wrapping_add(by);
+                }
+            }
+            Beside::Pipe(pipe, by) => {
+                let slot = self.pipes.get(&pipe).copied();
+                if let Some(pipe) = slot.and_then(|slot| self.out.pipes.get_mut(slot)) {
+                    pipe.drop_first(by);
+                }
+            }
+        }
+    }
+
     /// What can be said only when all processes are read.
     fn finish(&mut self) {
-        self.watched_files();
+        self.files_without_descriptors();
+        super::epoll::tell_again(self);
+        super::sysv::gather(self);
         for (inode, runs) in std::mem::take(&mut self.pte_dirty) {
             if let Some(inode) = self
                 .inodes
@@ -327,11 +304,17 @@ impl<'k> Extraction<'_, 'k> {
             }
         }
         super::zeros::settle_shared(self);
-        self.note_compressed_swap();
+        self.swap_areas();
         self.note_children();
-        super::holders::close_pipes(self);
+        if !self.files_of_kvm() {
+            super::kin::note_cut(self);
+        }
+        let elsewhere = super::holders::elsewhere(self);
+        super::holders::close_pipes(self, &elsewhere);
         super::holders::foreign_mappings(self);
-        super::socket::missing_peers(self);
+        super::socket::missing_peers(self, &elsewhere);
+        super::inet::settle_peers(self);
+        super::outside::ties(self);
         // Parents before children, in the order of the set.
         let parents: HashMap<i32, i32> =
             self.out.processes.iter().map(|p| (p.pid, p.ppid)).collect();
@@ -352,66 +335,80 @@ impl<'k> Extraction<'_, 'k> {
         self.out.fidelity.dedup();
     }
 
+    /// A VMM does not ask who its parent is.
+    fn files_of_kvm(&self) -> bool {
+        self.out
+            .files
+            .iter()
+            .any(|f| matches!(f.kind, FileKind::KvmVm { .. }))
+    }
+
     /// Children that are not restored with their parents.
     fn note_children(&mut self) {
         let pids: HashSet<i32> = self.out.processes.iter().map(|p| p.pid).collect();
-        for (parent, child, dead) in std::mem::take(&mut self.children) {
-            if dead {
+        for (parent, child) in std::mem::take(&mut self.children) {
+            if !pids.contains(&child) {
                 self.lost(
                     &format!("pid {parent}"),
                     "child",
-                    format!("{child} was dead and not waited for: its exit status is gone"),
-                );
-            } else if !pids.contains(&child) {
-                self.lost(
-                    &format!("pid {parent}"),
-                    "child",
-                    format!("{child} is not restored with it"),
+                    format!("{child} is not restored with it (--tree takes them together)"),
                 );
             }
         }
     }
 
-    /// Swapped pages that zswap holds are on no device.
-    fn note_compressed_swap(&mut self) {
-        let compressed = self.swap.compressed_in_memory();
-        let swapped = |runs: &[PageRun]| {
-            runs.iter()
-                .any(|r| matches!(r.content, PageContent::Swap { .. }))
-        };
-        let any = self
-            .out
-            .processes
-            .iter()
-            .flat_map(|p| &p.mm.vmas)
-            .any(|v| swapped(&v.pages))
-            || self.out.shared_memory.iter().any(|m| swapped(&m.pages));
-        if any && compressed > 0 {
-            self.lost(
-                "host",
-                "swapped pages",
-                format!(
-                    "zswap held {compressed} swapped pages of the host in memory, compressed: what the swap device has in their slots is not theirs"
+    /// Which areas swapped pages are in, and which of the pages nothing can read.
+    fn swap_areas(&mut self) {
+        let of_processes = self.out.processes.iter().flat_map(|p| &p.mm.vmas);
+        let numbers: BTreeSet<u32> = of_processes
+            .flat_map(|vma| &vma.pages)
+            .chain(self.out.shared_memory.iter().flat_map(|m| &m.pages))
+            .chain(self.out.inodes.iter().flat_map(|i| &i.dirty))
+            .filter_map(|run| match run.content {
+                PageContent::Swap { area, .. } => Some(area),
+                _ => None,
+            })
+            .collect();
+        self.out.swap = self.swap.areas(&numbers);
+        for area in &self.out.swap {
+            let line = match &area.trouble {
+                None => Fidelity::exact(
+                    "host",
+                    "swapped pages",
+                    format!(
+                        "some are in swap area {} ({}): a restore reads them there, if nothing was swapped to it since",
+                        area.number, area.path
+                    ),
                 ),
-            );
+                Some(trouble) => Fidelity::lost(
+                    "host",
+                    "swapped pages",
+                    format!(
+                        "some are in swap area {} ({}): {trouble}",
+                        area.number, area.path
+                    ),
+                ),
+            };
+            self.out.fidelity.push(line);
+        }
+        for (why, pages) in self.swap.troubles() {
+            self.lost("host", "swapped pages", format!("{pages} pages: {why}"));
         }
     }
 
-    /// Files that an epoll instance watches and no descriptor is left of.
-    fn watched_files(&mut self) {
-        /// Instances that watch each other: EP_MAX_NESTS is 4.
+    /// Files of which no descriptor is left: an epoll instance watches them, or
+    /// they are under way in a message. Not read as they are found: a damaged
+    /// dump may have them in each other without end.
+    fn files_without_descriptors(&mut self) {
+        /// Instances that watch each other: EP_MAX_NESTS is 4. Sockets in
+        /// messages to sockets in messages: MAX_RECURSION_LEVEL of af_unix is 4.
         const MOST: usize = 8;
         for _ in 0..MOST {
             let missing: Vec<u64> = self
                 .out
                 .files
                 .iter()
-                .filter_map(|f| match &f.kind {
-                    FileKind::Epoll { watches } => Some(watches),
-                    _ => None,
-                })
-                .flatten()
-                .map(|w| w.file.0)
+                .flat_map(|f| held_by(&f.kind))
                 .filter(|addr| !self.files.contains_key(addr))
                 .collect();
             if missing.is_empty() || self.out.files.len() >= MAX_OBJECTS {
@@ -421,6 +418,22 @@ impl<'k> Extraction<'_, 'k> {
                 self.file(addr, None);
             }
         }
+    }
+}
+
+/// Other open files (`struct file`) that an open file keeps alive.
+fn held_by(kind: &FileKind) -> Vec<u64> {
+    match kind {
+        FileKind::Epoll { watches } => watches.iter().map(|watch| watch.file.0).collect(),
+        FileKind::UnixSocket(socket) => {
+            let waiting = socket.waiting.iter().flat_map(|waiting| &waiting.unread);
+            let messages = socket.unread.iter().chain(waiting);
+            messages
+                .flat_map(|message| &message.files)
+                .map(|file| file.0)
+                .collect()
+        }
+        _ => Vec::new(),
     }
 }
 
@@ -439,6 +452,7 @@ fn unreadable(id: ObjectId, why: String) -> OpenFile {
     OpenFile {
         id,
         path: String::new(),
+        of_host: false,
         deleted: false,
         flags: 0,
         position: 0,

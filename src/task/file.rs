@@ -3,8 +3,11 @@
 use super::extract::Extraction;
 use super::inode;
 use super::list::int;
+use super::page_cache::Wanted;
 use super::path::{self, Name, Place};
-use super::{epoll, lock, pipe, socket, timer, tty, tun, vma};
+use super::{
+    epoll, inotify, io_uring, lock, mqueue, pipe, socket, timer, tty, tty_queue, tun, vhost,
+};
 use crate::dataset::{FileKind, FileOwner, ObjectId, OpenFile, PageContent, PageRun};
 use crate::kernel::{Kernel, KernelError, Object};
 
@@ -41,7 +44,7 @@ pub(super) fn read(
     let object = file.follow("f_inode")?;
     let flags = file.u("f_flags")? & !NOT_OF_THE_FILE;
     let writable = file.u("f_mode")? & FMODE_WRITE != 0;
-    let kind = kind(x, &file, &object, &operations, &name).unwrap_or_else(|error| {
+    let kind = kind(x, &file, &object, &operations, &name, root).unwrap_or_else(|error| {
         x.lost(
             &name.path,
             "open file",
@@ -69,6 +72,7 @@ pub(super) fn read(
     });
     Ok(OpenFile {
         id: ObjectId(addr),
+        of_host: x.is_of_host(&name),
         path: name.path,
         deleted: name.deleted,
         flags: u32::try_from(flags).unwrap_or(0),
@@ -86,6 +90,7 @@ fn kind<'k>(
     object: &Object<'k>,
     operations: &str,
     name: &Name,
+    root: Option<Place>,
 ) -> Result<FileKind, KernelError> {
     let private = file.ptr("private_data")?;
     let kernel = x.kernel;
@@ -126,37 +131,45 @@ fn kind<'k>(
         }
         ("kvm_vcpu_fops", _) => return kvm_vcpu(kernel, private),
         (_, anon) if anon.starts_with("kvm-vcpu") => return kvm_vcpu(kernel, private),
-        ("tun_fops", _) => return tun::kind(kernel, private, operations),
+        ("tun_fops", _) => return tun::kind(x, private, operations, name),
         ("socket_file_ops", _) => return socket::kind(x, private, operations, name),
         ("tty_fops" | "console_fops" | "ptmx_fops" | "hung_up_tty_fops", _) => {
+            let waiting =
+                |unread| format!("{unread} bytes that had come to it and that nobody has read");
+            // A device's come from outside, and are of the past.
+            if let Ok(Some(unread)) = tty_queue::of_device(kernel, private) {
+                x.lost(&name.path, "terminal", waiting(unread));
+            }
             return tty::kind(kernel, private, object);
         }
-        ("vhost_net_fops", _) => {
-            return Ok(unsupported(
-                "vhost-net: the kernel's half of a network device",
-            ));
+        ("vhost_net_fops" | "vhost_vsock_fops", _) => {
+            return vhost::kind(x, private, operations, name);
         }
-        ("vhost_vsock_fops", _) => {
-            return Ok(unsupported(
-                "vhost-vsock: the kernel's half of a socket device",
-            ));
+        ("pidfd_fops" | "pidfs_file_operations", _) | (_, "[pidfd]") => return pidfd(file, object),
+        ("inotify_fops", _) | (_, "inotify") => {
+            return inotify::kind(x, private, &name.path, root);
         }
-        ("pidfd_fops", _) | (_, "[pidfd]") => return Ok(unsupported("a pidfd")),
-        ("inotify_fops", _) | (_, "inotify") => return Ok(unsupported("an inotify instance")),
-        ("io_uring_fops", _) | (_, "[io_uring]") => return Ok(unsupported("an io_uring instance")),
+        ("io_uring_fops", _) | (_, "[io_uring]") => {
+            return Ok(FileKind::Unsupported {
+                // The name by which the restorer knows it, symbols or not.
+                operations: "io_uring_fops".into(),
+                private_data: ObjectId(private),
+                why: io_uring::describe(kernel, private),
+            });
+        }
         _ => {}
     }
     if name.nameless && !inode::lives_in_memory(&inode::fs_type(object)?) {
         // Newer kernels give anonymous inodes the mode of a regular file.
         return Ok(unsupported("an object of the kernel that is not handled"));
     }
-    if matches!(
-        inode::fs_type(object)?.as_str(),
-        "mqueue" | "secretmem" | "aio"
-    ) {
-        return Ok(unsupported("a message queue, secret memory or an AIO ring"));
-    }
     let mode = inode::mode(object)?;
+    match inode::fs_type(object)?.as_str() {
+        // Its directory is one like others.
+        "mqueue" if mode & 0o170_000 == 0o100_000 => return mqueue::kind(x, object, name),
+        "secretmem" | "aio" => return Ok(unsupported("secret memory or an AIO ring")),
+        _ => {}
+    }
     Ok(match mode & 0o170_000 {
         0o100_000 if name.nameless || name.deleted => {
             let cache = file.follow("f_mapping")?;
@@ -181,6 +194,24 @@ fn kind<'k>(
             FileKind::BlockDevice { major, minor }
         }
         _ => unsupported("an object of the kernel that is not handled"),
+    })
+}
+
+/// Which process it stands for.
+fn pidfd(file: &Object<'_>, object: &Object<'_>) -> Result<FileKind, KernelError> {
+    /// PIDFD_THREAD, which is O_EXCL.
+    const THREAD: u64 = 0o200;
+    // A file system of its own has their inodes since Linux commit cb12fd8e0dabb ("pidfd: add
+    // pidfs") (in v6.9).
+    let addr = match inode::fs_type(object)?.as_str() {
+        "pidfs" => object.ptr("i_private")?,
+        _ => file.ptr("private_data")?,
+    };
+    let pid = file.kernel().object("pid", addr)?;
+    Ok(FileKind::PidFd {
+        pid: super::process::pid_number(&pid, 0)?,
+        thread: file.u("f_flags")? & THREAD != 0,
+        ended: pid.ptr("tasks[0].first")? == 0,
     })
 }
 
@@ -217,6 +248,8 @@ fn owner(file: &Object<'_>) -> Result<Option<FileOwner>, KernelError> {
             number
         },
         signal: int(&owner, "signum")?,
+        // PIDTYPE_PID; a process is PIDTYPE_TGID.
+        thread: owner.u("pid_type")? == 0,
     }))
 }
 
@@ -264,11 +297,27 @@ pub(super) fn whole_content(
     object: &Object<'_>,
     cache: &Object<'_>,
 ) -> Result<Vec<PageRun>, KernelError> {
-    let cached = vma::whole(x, object, cache)?;
+    let cached = cached(x, object, cache)?;
     if inode::lives_in_memory(&inode::fs_type(object)?) {
         return Ok(cached);
     }
     Ok(with_gaps(&cached, object.u("i_size")?))
+}
+
+/// All pages in a file's cache, whole: what is not there is said not to be.
+fn cached(
+    x: &Extraction<'_, '_>,
+    object: &Object<'_>,
+    cache: &Object<'_>,
+) -> Result<Vec<PageRun>, KernelError> {
+    inode::cached_runs(
+        x.frames,
+        x.swap,
+        cache,
+        Wanted::All,
+        inode::huge_order(object),
+        object.u("i_size")?,
+    )
 }
 
 /// Runs with what lies between them, up to `size`, said to be missing.

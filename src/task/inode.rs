@@ -51,6 +51,13 @@ pub(super) fn lives_in_memory(fs_type: &str) -> bool {
 pub(super) fn identity(inode: &Object<'_>, path: String) -> Result<Inode, KernelError> {
     let sb = inode.follow("i_sb")?;
     let mode = mode(inode)?;
+    let id = |field| {
+        inode
+            .u(field)
+            .ok()
+            .and_then(|id| u32::try_from(id).ok())
+            .unwrap_or(0)
+    };
     Ok(Inode {
         id: ObjectId(inode.addr()),
         path,
@@ -61,6 +68,8 @@ pub(super) fn identity(inode: &Object<'_>, path: String) -> Result<Inode, Kernel
         generation: inode.u("i_generation").ok().map(|g| g as u32),
         kind: kind(mode),
         mode,
+        uid: id("i_uid.val"),
+        gid: id("i_gid.val"),
         links: u32::try_from(inode.u("i_nlink")?).unwrap_or(0),
         size: inode.u("i_size")?,
         mtime_ns: time(inode, "mtime")?,
@@ -68,6 +77,9 @@ pub(super) fn identity(inode: &Object<'_>, path: String) -> Result<Inode, Kernel
         writable: false,
         dirty: Vec::new(),
         uncommitted: Vec::new(),
+        blocks: Vec::new(),
+        block: None,
+        newborn: false,
     })
 }
 
@@ -129,6 +141,14 @@ pub(super) fn huge_order(inode: &Object<'_>) -> u32 {
             .unwrap_or(9)
     } else {
         0
+    }
+}
+
+/// Bytes of a hugetlbfs's pages, 0 on other file systems.
+pub(super) fn huge_page(inode: &Object<'_>) -> u64 {
+    match huge_order(inode) {
+        0 => 0,
+        order => PAGE.checked_shl(order).unwrap_or(0),
     }
 }
 
@@ -205,7 +225,7 @@ fn follows(run: &PageRun, content: PageContent) -> bool {
                 offset: next,
             },
         ) => area == next_area && offset.checked_add(run.count) == Some(next),
-        (PageContent::Stored(_), _) | (_, PageContent::Stored(_)) => false,
+        (PageContent::Stored(_) | PageContent::Packed { .. }, _) => false,
         (a, b) => a == b,
     }
 }

@@ -29,6 +29,13 @@ pub struct ProcessSummary {
     pub threads: u32,
     /// Resident pages of 4 KiB.
     pub rss_pages: u64,
+    /// Process group and session, 0 where they cannot be read.
+    pub pgid: i32,
+    pub sid: i32,
+    /// Time on CPUs of all its threads, those that have ended too. Nanoseconds.
+    pub cpu_ns: u64,
+    /// Path of its cgroup in the unified hierarchy; empty where there is none.
+    pub cgroup: String,
     /// It is a thread of the kernel.
     pub kernel_thread: bool,
     /// Address of the leader's `task_struct`.
@@ -144,6 +151,10 @@ fn summary(task: &Object<'_>) -> ProcessSummary {
     });
     let comm = task.get("comm").and_then(|c| c.string());
     let kernel_thread = flags & PF_KTHREAD != 0;
+    let ids = task
+        .follow("signal")
+        .and_then(|s| super::kin::group_and_session(&s))
+        .unwrap_or_default();
     ProcessSummary {
         pid,
         ppid: task
@@ -172,6 +183,10 @@ fn summary(task: &Object<'_>) -> ProcessSummary {
         } else {
             rss_pages(task).unwrap_or(0)
         },
+        pgid: ids.0,
+        sid: ids.1,
+        cpu_ns: cpu_time(task).unwrap_or(0),
+        cgroup: super::cgroup::unified(task).unwrap_or_default(),
         kernel_thread,
         task: task.addr(),
         // task.start_boottime since Linux commit cf25e24db61c ("time: Rename
@@ -179,6 +194,15 @@ fn summary(task: &Object<'_>) -> ProcessSummary {
         start_time: task.u("start_boottime").unwrap_or(0),
         problem,
     }
+}
+
+/// Nanoseconds on CPUs: what ended threads left, and the living ones' own.
+fn cpu_time(task: &Object<'_>) -> Result<u64, KernelError> {
+    let mut sum = task.follow("signal")?.u("sum_sched_runtime")?;
+    for thread in super::thread::tasks(task)? {
+        sum = sum.saturating_add(thread.u("se.sum_exec_runtime")?);
+    }
+    Ok(sum)
 }
 
 /// A 32-bit signed member.
@@ -241,7 +265,7 @@ fn rss_pages(task: &Object<'_>) -> Result<u64, KernelError> {
 }
 
 /// `struct percpu_counter`'s exact value.
-fn percpu_sum(counter: &Object<'_>) -> Result<i64, KernelError> {
+pub(super) fn percpu_sum(counter: &Object<'_>) -> Result<i64, KernelError> {
     let kernel = counter.kernel();
     let mut sum = counter.i("count")?;
     let counters = counter.ptr("counters")?;

@@ -6,6 +6,7 @@ use crate::kernel::{KernelError, Object, containers};
 
 /// `fl_flags`. Linux include/linux/filelock.h.
 const FL_OFDLCK: u64 = 1024;
+const FL_LEASE: u64 = 32;
 const F_WRLCK: u64 = 1;
 const F_UNLCK: u64 = 2;
 
@@ -22,6 +23,13 @@ pub(super) fn held(inode: &Object<'_>, file: u64) -> Result<Vec<FileLock>, Kerne
         ("c.flc_list", "c.flc_")
     } else {
         ("fl_list", "fl_")
+    };
+    // A struct of its own since Linux commit c69ff4071935 ("filelock: split
+    // leases out of struct file_lock") (in v6.9).
+    let lease = if context.kernel().has_type("file_lease") {
+        "file_lease"
+    } else {
+        "file_lock"
     };
     let mut out = Vec::new();
     for lock in containers::list(&context.get("flc_posix")?, "file_lock", link)? {
@@ -47,6 +55,19 @@ pub(super) fn held(inode: &Object<'_>, file: u64) -> Result<Vec<FileLock>, Kerne
         let kind = lock.u(&format!("{prefix}type"))?;
         if lock.ptr(&format!("{prefix}file"))? == file && kind != F_UNLCK {
             out.push(FileLock::Flock {
+                write: kind == F_WRLCK,
+            });
+        }
+    }
+    for lock in containers::list(&context.get("flc_lease")?, lease, link)? {
+        let field = |name: &str| format!("{prefix}{name}");
+        let kind = lock.u(&field("type"))?;
+        // Delegations are of the kernel's NFS server.
+        if lock.ptr(&field("file"))? == file
+            && kind != F_UNLCK
+            && lock.u(&field("flags"))? & FL_LEASE != 0
+        {
+            out.push(FileLock::Lease {
                 write: kind == F_WRLCK,
             });
         }

@@ -15,6 +15,9 @@ pub(super) struct Frames<'k> {
     mapping: u64,
     index: u64,
     private: u64,
+    /// Offset of `_mapcount`.
+    mapcount: Option<u64>,
+    pg_head: u64,
     pg_uptodate: u64,
     pg_dirty: u64,
     pg_writeback: u64,
@@ -62,6 +65,8 @@ impl<'k> Frames<'k> {
             mapping: kernel.offset_of(owner, "mapping")?,
             index: kernel.offset_of(owner, "index")?,
             private: kernel.offset_of(owner, "private")?,
+            mapcount: kernel.offset_of("page", "_mapcount").ok(),
+            pg_head: bit("PG_head", 16),
             pg_uptodate: bit("PG_uptodate", 2),
             pg_dirty: bit("PG_dirty", 4),
             pg_writeback: bit("PG_writeback", 15),
@@ -101,11 +106,35 @@ impl<'k> Frames<'k> {
         Ok(flags & (self.pg_dirty | self.pg_writeback) != 0)
     }
 
+    /// The content of a page frame is valid: it is not being read in.
+    pub fn is_uptodate(&self, pfn: u64) -> Result<bool, KernelError> {
+        let head = self.head_of(self.kernel.pfn_to_page(pfn))?;
+        Ok(self.read(head, self.flags)? & self.pg_uptodate != 0)
+    }
+
+    /// A page of its own that is in no page table.
+    pub fn is_unmapped_page(&self, page: u64) -> Result<bool, KernelError> {
+        let Some(mapcount) = self.mapcount else {
+            return Ok(false);
+        };
+        let alone = self.head_of(page)? == page && self.read(page, self.flags)? & self.pg_head == 0;
+        Ok(alone && self.kernel.read_u32(page.wrapping_add(mapcount))? == u32::MAX)
+    }
+
     /// Its content is valid, and was written to the disk if it ever changed.
     pub fn is_clean(&self, page: u64) -> Result<bool, KernelError> {
         let flags = self.read(self.head_of(page)?, self.flags)?;
         let unwritten = self.pg_dirty | self.pg_writeback;
         Ok(flags & (self.pg_uptodate | unwritten) == self.pg_uptodate)
+    }
+
+    /// Whether the flags that stand in a copy of a `struct page` are those of the first page of a
+    /// folio of several.
+    pub fn is_head(&self, copy: &[u8]) -> bool {
+        usize::try_from(self.flags)
+            .ok()
+            .and_then(|at| copy.get(at..)?.first_chunk())
+            .is_none_or(|word| u64::from_le_bytes(*word) & self.pg_head != 0)
     }
 
     /// The first page of the folio that `page` is in.
@@ -129,10 +158,21 @@ impl<'k> Frames<'k> {
 
     /// Where the content of a frame is.
     pub fn content(&self, pfn: u64) -> PageContent {
-        match self.kernel.memory().page_state(pfn) {
-            PageState::Present => PageContent::Frame(pfn),
-            PageState::Missing(Missing::Truncated) => PageContent::Truncated,
-            PageState::Missing(Missing::Filtered | Missing::NotRam) => PageContent::Filtered,
-        }
+        content(pfn, self.kernel.memory().page_state(pfn))
+    }
+
+    /// The same, and of how many frames from it on, of `most` at most, it is of the same kind.
+    pub fn contents(&self, pfn: u64, most: u64) -> (PageContent, u64) {
+        let (state, count) = self.kernel.memory().page_states(pfn, most);
+        (content(pfn, state), count.clamp(1, most.max(1)))
+    }
+}
+
+fn content(pfn: u64, state: PageState) -> PageContent {
+    match state {
+        PageState::Present => PageContent::Frame(pfn),
+        PageState::Missing(Missing::Truncated) => PageContent::Truncated,
+        PageState::Missing(Missing::Filtered | Missing::NotRam) => PageContent::Filtered,
+        PageState::Missing(Missing::InUse) => PageContent::OutOfReach,
     }
 }

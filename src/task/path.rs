@@ -36,6 +36,8 @@ pub(super) struct Name {
     pub deleted: bool,
     /// No file system that one can look into names it: pipes, sockets, memfds.
     pub nameless: bool,
+    /// The `struct mnt_namespace` in which it has that name; 0: none.
+    pub mounts: u64,
 }
 
 /// The name of `place` as a process with root `root` would say it.
@@ -51,6 +53,7 @@ pub(super) fn name(
         path,
         deleted: false,
         nameless: true,
+        mounts: 0,
     };
     match fs_type.as_str() {
         "pipefs" => return Ok(nameless(format!("pipe:[{}]", number(&dentry)?))),
@@ -78,12 +81,15 @@ pub(super) fn name(
             path: format!("/{}", component(&dentry)?),
             deleted: true,
             nameless: true,
+            mounts: 0,
         });
     }
+    let (path, mounts) = climb(kernel, place, root)?;
     Ok(Name {
-        path: climb(kernel, place, root)?,
+        path,
         deleted: unlinked,
         nameless: false,
+        mounts,
     })
 }
 
@@ -104,21 +110,22 @@ fn component(dentry: &Object<'_>) -> Result<String, KernelError> {
         .read_cstr(dentry.ptr("d_name.name")?, MAX_NAME + 1)
 }
 
-fn climb(kernel: &Kernel, from: Place, root: Option<Place>) -> Result<String, KernelError> {
+/// A path, and the mount namespace in which it is one.
+fn climb(kernel: &Kernel, from: Place, root: Option<Place>) -> Result<(String, u64), KernelError> {
     let mnt_offset = kernel.offset_of("mount", "mnt")?;
     let mut at = from;
     let mut components = Vec::new();
     for _ in 0..MAX_DEPTH {
+        let mount = kernel.object("mount", at.mnt.wrapping_sub(mnt_offset))?;
         if Some(at) == root {
-            return Ok(join(&components));
+            return Ok((join(&components), mount.ptr("mnt_ns")?));
         }
         let dentry = kernel.object("dentry", at.dentry)?;
         let parent = dentry.ptr("d_parent")?;
-        let mount = kernel.object("mount", at.mnt.wrapping_sub(mnt_offset))?;
         if at.dentry == mount.ptr("mnt.mnt_root")? || parent == at.dentry {
             let above = mount.ptr("mnt_parent")?;
             if above == mount.addr() || above == 0 {
-                return Ok(join(&components));
+                return Ok((join(&components), mount.ptr("mnt_ns")?));
             }
             at = Place {
                 mnt: above.wrapping_add(mnt_offset),

@@ -10,6 +10,8 @@ const PAGE: u64 = 4096;
 /// `f_mode`: FMODE_READ, FMODE_WRITE.
 const READ: u64 = 1;
 const WRITE: u64 = 2;
+/// `pipe_buffer.flags`: PIPE_BUF_FLAG_PACKET. Linux include/linux/pipe_fs_i.h.
+const PACKET: u64 = 8;
 /// Most buffers of a pipe. `fs.pipe-max-size` may be raised to 2^31 bytes.
 const MAX_BUFFERS: u64 = 1 << 19;
 /// Most bytes in one buffer, a folio's, and in a whole pipe: `fs.pipe-max-size` is 1 MiB unless
@@ -56,7 +58,7 @@ fn read(kernel: &Kernel, id: ObjectId) -> Result<Pipe, KernelError> {
     }
     let bufs = pipe.ptr("bufs")?;
     let size = kernel.size_of("pipe_buffer")?;
-    let mut content = Vec::new();
+    let (mut content, mut packets) = (Vec::new(), Vec::new());
     for i in 0..full {
         let slot = tail.wrapping_add(i) & (ring - 1);
         let buffer = kernel.object("pipe_buffer", bufs.wrapping_add(slot * size))?;
@@ -83,6 +85,9 @@ fn read(kernel: &Kernel, id: ObjectId) -> Result<Pipe, KernelError> {
                 len: bytes.len(),
                 source: std::sync::Arc::new(source),
             })?;
+        if buffer.u("flags")? & PACKET != 0 {
+            packets.push((content.len() as u64, len));
+        }
         content.extend_from_slice(&bytes);
     }
     let buffers = if pipe.has("max_usage") {
@@ -94,6 +99,7 @@ fn read(kernel: &Kernel, id: ObjectId) -> Result<Pipe, KernelError> {
         id,
         capacity: buffers.saturating_mul(PAGE),
         content: Blob(content),
+        packets,
         closed_set: false,
     })
 }

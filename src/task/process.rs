@@ -3,13 +3,13 @@
 use super::extract::Extraction;
 use super::list::{PF_KTHREAD, int, raw_state};
 use super::path::{self, Place};
-use super::{TaskError, access, fpu, mm, registers, signal, thread, timer, zeros};
-use crate::dataset::{Fd, FsState, Process, ResourceLimit};
-use crate::kernel::{KernelError, Object, XsaveLayout, containers};
+use super::{
+    TaskError, access, aio, cgroup, fpu, kin, mm, namespace, registers, signal, thread, timer,
+    zeros,
+};
+use crate::dataset::{Fd, Fidelity, FsState, Process, ResourceLimit};
+use crate::kernel::{KernelError, Object, XsaveLayout};
 
-/// Indices into `signal.pids`: PIDTYPE_PGID, PIDTYPE_SID.
-const PGID: u64 = 2;
-const SID: u64 = 3;
 /// Most descriptors of a process: `fs.nr_open`'s upper bound (sysctl_nr_open_max).
 const MAX_FDS: u64 = 1 << 31;
 /// Most of them that are open. `fs.nr_open` is 2²⁰ unless raised.
@@ -49,26 +49,13 @@ pub(super) fn read(x: &mut Extraction<'_, '_>, task: &Object<'_>) -> Result<Proc
         return Err(TaskError::Exited { pid, comm });
     };
     let subject = format!("pid {pid}");
-    let root = alive
-        .follow("fs")
-        .and_then(|fs| Place::of(&fs.get("root")?))
-        .ok();
-
-    if foreign_root(x, alive, root) {
-        return Err(TaskError::Unsupported {
-            pid,
-            comm,
-            what: "it ran in a container: its root directory is not the host's".into(),
-        });
-    }
-    if threads.iter().all(|t| t.addr() != task.addr()) {
-        x.lost(
-            &subject,
-            "leader",
-            "its first thread had ended before the others: the oldest of them takes its place",
-        );
-    }
-    note_children(x, &threads, pid);
+    // Names are from the root of its mount namespace, a chroot or not.
+    let root = None;
+    x.mounts = alive
+        .follow("nsproxy")
+        .and_then(|spaces| spaces.ptr("mnt_ns"))
+        .unwrap_or(0);
+    kin::children(x, &threads, pid);
     // Those of the last process; identities of memories are kernel addresses.
     x.address_spaces.insert(mm_struct.addr());
     x.orphans.retain(|at| *at >> 63 != 0);
@@ -94,6 +81,12 @@ pub(super) fn read(x: &mut Extraction<'_, '_>, task: &Object<'_>) -> Result<Proc
         read.push(thread::read(x, &context, task).map_err(failed("thread"))?);
         note_unshared(x, alive, task, &subject);
     }
+    if alive.addr() != task.addr()
+        && let Some(like) = read.first()
+    {
+        let leader = thread::ended(task, like).map_err(failed("first thread"))?;
+        read.insert(0, leader);
+    }
     if read.iter().any(|t| t.regs.cs == registers::USER32_CS) {
         return Err(TaskError::Unsupported {
             pid,
@@ -102,9 +95,15 @@ pub(super) fn read(x: &mut Extraction<'_, '_>, task: &Object<'_>) -> Result<Proc
         });
     }
     zeros::settle(x, &mut mm, &read, &subject);
-    note_namespaces(x, alive, &subject).map_err(failed("namespaces"))?;
+    let namespaces = namespace::read(x.kernel, alive).map_err(failed("namespaces"))?;
+    let cgroup = cgroup::unified(alive).unwrap_or_default();
+    let legacy_cgroups = cgroup::legacy(alive).unwrap_or_default();
+    if let Some(how) = namespace::describe(&namespaces, &cgroup) {
+        let note = Fidelity::exact(&subject, "namespaces", how);
+        x.out.fidelity.push(note);
+    }
     let shared = shared(x, alive).map_err(failed("signal_struct"))?;
-    Ok(Process {
+    let mut process = Process {
         pid,
         ns_pid: innermost_pid(task).map_err(failed("struct pid"))?,
         ppid: alive
@@ -118,15 +117,32 @@ pub(super) fn read(x: &mut Extraction<'_, '_>, task: &Object<'_>) -> Result<Proc
         mm,
         threads: read,
         fds,
-        fs: fs_state(x, alive, root).map_err(failed("fs_struct"))?,
+        fs: fs_state(x, alive).map_err(failed("fs_struct"))?,
         rlimits: shared.rlimits,
         sigactions: signal::actions(alive).map_err(failed("sighand_struct"))?,
         pending: shared.pending,
         itimers: shared.itimers,
         posix_timers: shared.posix_timers,
+        personality: u32::try_from(alive.u("personality").map_err(failed("personality"))?)
+            .unwrap_or(0),
         child_subreaper: shared.child_subreaper,
-        stopped: raw_state(task).map_err(failed("state"))? & 4 != 0,
-    })
+        stopped: is_stopped(alive).map_err(failed("state"))?,
+        kin: kin::read(task, alive).map_err(failed("ties to others"))?,
+        namespaces,
+        cgroup,
+        legacy_cgroups,
+    };
+    aio::read(x, &mm_struct, &space, &mut process);
+    Ok(process)
+}
+
+/// Its threads were stopped by a signal (SIGSTOP, ^Z). Linux include/linux/sched/signal.h,
+/// SIGNAL_STOP_STOPPED; include/linux/sched.h, __TASK_STOPPED.
+fn is_stopped(task: &Object<'_>) -> Result<bool, KernelError> {
+    const STOP_STOPPED: u64 = 1;
+    const TASK_STOPPED: u64 = 4;
+    let all = task.follow("signal")?.u("flags")? & STOP_STOPPED != 0;
+    Ok(all || raw_state(task)? & TASK_STOPPED != 0)
 }
 
 /// The number of a `struct pid` at a level of PID namespaces, 0 the initial.
@@ -167,12 +183,7 @@ struct Shared {
 
 fn shared(x: &mut Extraction<'_, '_>, task: &Object<'_>) -> Result<Shared, KernelError> {
     let of = task.follow("signal")?;
-    let id = |index: u64| -> Result<i32, KernelError> {
-        match of.follow_opt(&format!("pids[{index}]"))? {
-            Some(pid) => pid_number(&pid, 0),
-            None => Ok(0),
-        }
-    };
+    let (pgid, sid) = kin::group_and_session(&of)?;
     let limits = of.get("rlim")?;
     let count = limits.array_len().unwrap_or(0).min(MAX_RLIMITS);
     let mut rlimits = Vec::new();
@@ -184,30 +195,46 @@ fn shared(x: &mut Extraction<'_, '_>, task: &Object<'_>) -> Result<Shared, Kerne
         });
     }
     Ok(Shared {
-        pgid: id(PGID)?,
-        sid: id(SID)?,
+        pgid,
+        sid,
         rlimits,
         pending: signal::pending(&of.get("shared_pending")?)?,
         itimers: timer::intervals(&x.clocks, &of)?,
-        posix_timers: timer::posix(&x.clocks, &of)?,
+        posix_timers: cpu_timers(x, timer::posix(&x.clocks, &of)?, task)?,
         child_subreaper: of.u("is_child_subreaper")? != 0,
     })
 }
 
-fn fs_state(
-    x: &Extraction<'_, '_>,
+/// Says of timers of CPU time that they begin their period anew.
+fn cpu_timers(
+    x: &mut Extraction<'_, '_>,
+    timers: Vec<crate::dataset::PosixTimer>,
     task: &Object<'_>,
-    root: Option<Place>,
-) -> Result<FsState, KernelError> {
+) -> Result<Vec<crate::dataset::PosixTimer>, KernelError> {
+    let pid = int(task, "tgid")?;
+    for timer in timers.iter().filter(|t| t.remaining_ns.is_some()) {
+        // Negative ones are of other processes and threads.
+        if timer.clock < 0 || matches!(timer.clock, 2 | 3) {
+            x.reconstructed(
+                &format!("pid {pid}"),
+                "timer of CPU time",
+                format!("timer {} begins its interval anew", timer.id),
+            );
+        }
+    }
+    Ok(timers)
+}
+
+fn fs_state(x: &Extraction<'_, '_>, task: &Object<'_>) -> Result<FsState, KernelError> {
     let fs = task.follow("fs")?;
-    let name = |place, root| path::name(x.kernel, place, root).map(|n| n.path);
+    let name = |place: &str| path::name(x.kernel, Place::of(&fs.get(place)?)?, None);
+    let cwd = name("pwd")?;
     Ok(FsState {
-        cwd: name(Place::of(&fs.get("pwd")?)?, root)?,
-        root: match root {
-            Some(place) => name(place, None)?,
-            None => "/".into(),
-        },
+        cwd: cwd.path,
+        cwd_deleted: cwd.deleted,
+        root: name("root")?.path,
         umask: u32::try_from(fs.u("umask")?).unwrap_or(0o22),
+        seen_at: String::new(),
     })
 }
 
@@ -307,96 +334,4 @@ fn note_unshared(
             );
         }
     }
-}
-
-/// Another file system than the host's stands at the process's root, by a mount
-/// namespace of its own: its paths mean nothing to the host. A namespace alone
-/// does no harm (libvirt gives each QEMU one), nor does a chroot within the
-/// host's.
-fn foreign_root(x: &Extraction<'_, '_>, task: &Object<'_>, root: Option<Place>) -> bool {
-    let namespace = |task: &Object<'_>| task.follow("nsproxy")?.ptr("mnt_ns");
-    let first_root = |task: &Object<'_>| Place::of(&task.follow("fs")?.get("root")?);
-    let Some((first, root)) = super::list::find(x.kernel, 1).ok().zip(root) else {
-        return false;
-    };
-    match (namespace(task), namespace(&first), first_root(&first)) {
-        (Ok(own), Ok(hosts), Ok(hosts_root)) => own != hosts && root.dentry != hosts_root.dentry,
-        _ => false,
-    }
-}
-
-/// Remembers the children that it would have waited for.
-fn note_children(x: &mut Extraction<'_, '_>, threads: &[Object<'_>], pid: i32) {
-    const EXIT_ZOMBIE: u64 = 0x20;
-    for thread in threads {
-        let children = thread
-            .get("children")
-            .and_then(|head| containers::list(&head, "task_struct", "sibling"));
-        for child in children.unwrap_or_default() {
-            let dead = child
-                .u("exit_state")
-                .is_ok_and(|state| state & EXIT_ZOMBIE != 0);
-            if let Ok(child) = int(&child, "tgid") {
-                x.children.push((pid, child, dead));
-            }
-        }
-    }
-}
-
-/// Namespaces that are not the initial ones are not made again.
-fn note_namespaces(
-    x: &mut Extraction<'_, '_>,
-    task: &Object<'_>,
-    subject: &str,
-) -> Result<(), KernelError> {
-    const MEMBERS: [(&str, &str); 6] = [
-        ("mnt_ns", "mount"),
-        ("net_ns", "network"),
-        ("uts_ns", "UTS"),
-        ("ipc_ns", "IPC"),
-        ("cgroup_ns", "cgroup"),
-        ("time_ns", "time"),
-    ];
-    let init = x
-        .kernel
-        .object("task_struct", x.kernel.symbol("init_task")?)?;
-    let (own, initial) = (task.follow("nsproxy")?, init.follow("nsproxy")?);
-    // The mount namespace of the first process, not of the swapper, is the
-    // host's: the kernel mounts its root after init_task was made.
-    let first = super::list::find(x.kernel, 1)
-        .ok()
-        .and_then(|t| t.follow("nsproxy").ok());
-    for (member, name) in MEMBERS {
-        if !own.has(member) {
-            continue;
-        }
-        let mine = own.ptr(member)?;
-        let hosts = match &first {
-            Some(first) => first.ptr(member)?,
-            None => initial.ptr(member)?,
-        };
-        if mine != hosts && mine != initial.ptr(member)? {
-            x.reconstructed(
-                subject,
-                &format!("{name} namespace"),
-                "it had one of its own; it runs in this host's",
-            );
-        }
-    }
-    let personality = task.u("personality")? & 0xffff_ffff;
-    if personality != 0 {
-        x.lost(
-            subject,
-            "personality",
-            format!("{personality:#x} is not carried over"),
-        );
-    }
-    if task.follow("real_cred")?.ptr("user_ns")? != init.follow("real_cred")?.ptr("user_ns")? {
-        x.reconstructed(
-            subject,
-            "user namespace",
-            "it had one of its own; it runs in this host's",
-        );
-    }
-    Ok(())
 }

@@ -10,8 +10,20 @@ const WORDS: usize = 21;
 pub(super) const USER_CS: u64 = 0x33;
 pub(super) const USER32_CS: u64 = 0x23;
 
+/// `struct pt_regs` of a thread.
+pub(super) struct PtRegs {
+    pub regs: UserRegs,
+    /// Its address.
+    pub at: u64,
+}
+
 /// The registers that a thread had when it last came from user mode.
 pub(crate) fn read(task: &Object<'_>) -> Result<UserRegs, KernelError> {
+    find(task).map(|found| found.regs)
+}
+
+/// The same, and where they are.
+pub(super) fn find(task: &Object<'_>) -> Result<PtRegs, KernelError> {
     let stack = task.ptr("stack")?;
     let mut found = Vec::new();
     for size in stack_sizes(task) {
@@ -28,7 +40,7 @@ pub(crate) fn read(task: &Object<'_>) -> Result<UserRegs, KernelError> {
             match plausible(&words(&bytes)) {
                 Ok(mut regs) => {
                     segments(task, &mut regs)?;
-                    return Ok(regs);
+                    return Ok(PtRegs { regs, at });
                 }
                 Err(why) => found.push(format!("at {at:#x} {why}")),
             }
@@ -58,6 +70,29 @@ fn stack_sizes(task: &Object<'_>) -> Vec<u64> {
 
 /// Takes 21 words for registers of user mode if they can be.
 fn plausible(w: &[u64]) -> Result<UserRegs, String> {
+    let words: &[u64; WORDS] = w.try_into().map_err(|_| "there are too few words")?;
+    let mut regs = from_words(words);
+    // The upper bits are the event's with FRED.
+    regs.cs &= 0xffff;
+    regs.ss &= 0xffff;
+    let UserRegs {
+        cs,
+        ss,
+        rip,
+        rflags,
+        ..
+    } = regs;
+    if cs != USER_CS && cs != USER32_CS {
+        return Err(format!("cs is {cs:#x}"));
+    }
+    if ss & 3 != 3 || rip >> 56 != 0 || rflags & 2 == 0 {
+        return Err(format!("ss is {ss:#x}, rip {rip:#x}, rflags {rflags:#x}"));
+    }
+    Ok(regs)
+}
+
+/// The words of a `struct pt_regs`, in which segment registers but two, and bases, are not.
+pub(super) fn from_words(words: &[u64; WORDS]) -> UserRegs {
     let &[
         r15,
         r14,
@@ -80,19 +115,8 @@ fn plausible(w: &[u64]) -> Result<UserRegs, String> {
         rflags,
         rsp,
         ss,
-    ] = w
-    else {
-        return Err("there are too few words".into());
-    };
-    // The upper bits are the event's with FRED.
-    let (cs, ss) = (cs & 0xffff, ss & 0xffff);
-    if cs != USER_CS && cs != USER32_CS {
-        return Err(format!("cs is {cs:#x}"));
-    }
-    if ss & 3 != 3 || rip >> 56 != 0 || rflags & 2 == 0 {
-        return Err(format!("ss is {ss:#x}, rip {rip:#x}, rflags {rflags:#x}"));
-    }
-    Ok(UserRegs {
+    ] = words;
+    UserRegs {
         r15,
         r14,
         r13,
@@ -115,7 +139,7 @@ fn plausible(w: &[u64]) -> Result<UserRegs, String> {
         rsp,
         ss,
         ..UserRegs::default()
-    })
+    }
 }
 
 /// Segment registers and bases, as the last switch away from the thread saved

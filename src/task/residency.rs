@@ -10,11 +10,12 @@ use std::ops::ControlFlow;
 use std::rc::Rc;
 
 use super::access;
+use super::area::areas;
 use super::inode::{self, lives_in_memory};
+use super::mapped::{self, clip};
 use super::page_cache::Wanted;
 use super::page_frame::Frames;
 use super::swap::SwapReader;
-use super::vma::{self, areas, clip};
 use crate::dataset::{PageContent, PageRun};
 use crate::dump::{Missing, PageState};
 use crate::kernel::{Entry, Kernel, KernelError, Object};
@@ -34,6 +35,8 @@ pub enum Whereabouts {
     Zero,
     /// On a swap device.
     Swapped,
+    /// Swapped out, and compressed in memory (zram, zswap).
+    Packed,
     /// In a file on a disk: never read, or not changed since and not in the dump.
     OnFile,
     /// Never touched: it will be zeros.
@@ -236,7 +239,7 @@ impl Walk<'_, '_> {
                     None => absent(backing, start, va, at, tell),
                 },
                 Entry::Unreadable(error) => {
-                    tell(pages, of_content(vma::unreadable(&error)));
+                    tell(pages, of_content(mapped::unreadable(&error)));
                 }
             }
             ControlFlow::Continue(())
@@ -307,12 +310,13 @@ fn run_end(run: &PageRun) -> u64 {
 
 fn of_content(content: PageContent) -> Whereabouts {
     match content {
-        PageContent::Frame(pfn) => Whereabouts::Frames(pfn),
+        PageContent::Frame(pfn) | PageContent::InPlace(pfn) => Whereabouts::Frames(pfn),
         PageContent::Zero => Whereabouts::Zero,
         PageContent::Swap { .. } | PageContent::Stored(_) => Whereabouts::Swapped,
+        PageContent::Filled(_) | PageContent::Packed { .. } => Whereabouts::Packed,
         PageContent::Filtered => Whereabouts::Unknown(Some(Missing::Filtered)),
         PageContent::Truncated => Whereabouts::Unknown(Some(Missing::Truncated)),
-        PageContent::Corrupt => Whereabouts::Unknown(None),
+        PageContent::Corrupt | PageContent::OutOfReach => Whereabouts::Unknown(None),
     }
 }
 

@@ -3,39 +3,32 @@
 //! Nobody interrupted it: `ax` is -ENOSYS as the entry put it there, or the
 //! result if the call was over. The rule is to make the call again, which is
 //! exact for a thread that slept in a call that had done nothing yet. The
-//! exceptions are here, each with its reason.
+//! exceptions are in the table of `syscall_policy`; what they come to with
+//! what is known of the thread, here.
 
 use crate::dataset::{FidelityLevel, InFlightSyscall, SyscallResume, UserRegs};
 
+use super::moved::{Beside, Moved};
 use super::syscall_names;
+use super::syscall_policy::{self, Asleep, Running, Timeout};
+use super::sysv::Waits;
 
 const ENOSYS: i64 = 38;
 const EAGAIN: i64 = 11;
+const EIDRM: i64 = 43;
 /// ERESTARTSYS to ERESTART_RESTARTBLOCK: the call would be made again.
 const RESTART_CODES: std::ops::RangeInclusive<i64> = 512..=516;
 /// Bit of the number of an x32 call.
 const X32: u64 = 1 << 30;
 
-const READ: u64 = 0;
-const WRITE: u64 = 1;
 const POLL: u64 = 7;
-const SELECT: u64 = 23;
 const NANOSLEEP: u64 = 35;
 const CLONE: u64 = 56;
 const VFORK: u64 = 58;
-const SEMTIMEDOP: u64 = 220;
 const FUTEX: u64 = 202;
 const RESTART_SYSCALL: u64 = 219;
-const RT_SIGTIMEDWAIT: u64 = 128;
 const CLOCK_NANOSLEEP: u64 = 230;
-const EPOLL_WAIT: u64 = 232;
-const PSELECT6: u64 = 270;
-const PPOLL: u64 = 271;
-const EPOLL_PWAIT: u64 = 281;
-const IO_URING_ENTER: u64 = 426;
 const CLONE3: u64 = 435;
-const EPOLL_PWAIT2: u64 = 441;
-const FUTEX_WAITV: u64 = 449;
 
 /// What is known of a thread at the panic.
 #[derive(Clone, Debug, Default)]
@@ -49,6 +42,10 @@ pub(super) struct Facts {
     pub vfork_child: Option<i32>,
     /// Time until the timer on its kernel stack wakes it. Nanoseconds.
     pub sleeps_ns: Option<i64>,
+    /// What it had moved of its bytes, of a call that may move a part.
+    pub moved: Moved,
+    /// How it waits for System V semaphores or messages.
+    pub waits: Waits,
     /// It wrote the command that crashed the host.
     pub crashed_the_host: bool,
 }
@@ -60,6 +57,8 @@ pub(super) struct Decision {
     pub resume: SyscallResume,
     /// The number of the call to make again, where it is not `orig_rax`.
     pub number: Option<u64>,
+    /// What else is another by what was moved.
+    pub beside: Option<Beside>,
     /// What to report: the level, and why.
     pub report: Option<(FidelityLevel, String)>,
 }
@@ -71,6 +70,7 @@ pub(super) fn decide(facts: &Facts) -> Decision {
         syscall: None,
         resume: SyscallResume::UserMode,
         number: None,
+        beside: None,
         report: None,
     };
     // Interrupts and exceptions leave -1.
@@ -104,40 +104,111 @@ pub(super) fn decide(facts: &Facts) -> Decision {
         decision.report = rebuilt("it wrote the command that crashed the host; the call returns");
         return decision;
     }
-    match number {
-        FUTEX if facts.running && futex_waits(regs.rsi) => {
+    let policy = syscall_policy::of(number);
+    let args = decision.syscall.as_ref().map_or([0; 6], |call| call.args);
+    if facts.waits == Waits::Removed {
+        decision.resume = SyscallResume::Return { value: -EIDRM };
+        return decision;
+    }
+    // Nothing has been done for who stands in the line.
+    let running = facts.running && facts.waits != Waits::InLine;
+    match policy.running {
+        Running::WokenZero if running && futex_waits(regs.rsi) => {
             // It may have been woken, and the wake-up must not be lost; a
             // spurious one is what every waiter must bear.
             decision.resume = SyscallResume::Return { value: 0 };
             decision.report =
                 rebuilt("it may have been woken from its futex: the call returns as if it was");
+            return decision;
         }
-        FUTEX_WAITV if facts.running => {
+        Running::WokenAgain if running => {
             decision.resume = SyscallResume::Return { value: -EAGAIN };
             decision.report =
                 rebuilt("it may have been woken: it is told to look at its futexes again");
+            return decision;
         }
-        CLONE | VFORK | CLONE3 if !facts.running && facts.vfork_child.is_some() => {
-            let child = i64::from(facts.vfork_child.unwrap_or(0));
-            decision.resume = SyscallResume::Return { value: child };
-            decision.report = rebuilt("it no longer waits for its vforked child to execute");
-        }
-        _ if facts.running && unrepeatable(number) => {
+        Running::Twice if running => {
             decision.report = rebuilt(
                 "it was under way in this call, which is made again: what it had done of it is done twice",
             );
-        }
-        _ if !facts.running && writes_in_parts(number) => {
-            decision.report = rebuilt(
-                "it waited for room in this call, which is made again: what was accepted before is sent twice",
-            );
-        }
-        _ if has_relative_timeout(number, regs) => {
-            decision.report = Some((FidelityLevel::Reconstructed, restarted_timeout(facts)));
+            return decision;
         }
         _ => {}
     }
+    if matches!(number, CLONE | VFORK | CLONE3)
+        && let Some(child) = facts.vfork_child
+    {
+        decision.resume = SyscallResume::Return {
+            value: i64::from(child),
+        };
+        decision.report = rebuilt("it no longer waits for its vforked child to execute");
+    } else if policy.asleep == Asleep::InParts {
+        match &facts.moved {
+            Moved::Nothing | Moved::Harmless => {}
+            Moved::Part(part) => {
+                decision.resume = part.resume.clone();
+                decision.report = part.said.as_deref().and_then(rebuilt);
+                decision.beside = part.beside;
+            }
+            Moved::Unknown(why) => {
+                decision.report = rebuilt(&format!(
+                    "it waited in the middle of this call, which is made again: {why}"
+                ));
+            }
+        }
+    } else if policy.timeout.runs(&args) {
+        match facts.sleeps_ns.filter(|_| !running) {
+            Some(left) => decision.resume = with_time_left(policy.timeout, args, left),
+            None => {
+                decision.report = rebuilt("its timeout starts anew: what was left is not known");
+            }
+        }
+    }
     decision
+}
+
+/// A call whose timeout goes on with what was left of it. Nanoseconds.
+fn with_time_left(timeout: Timeout, mut args: [u64; 6], left: i64) -> SyscallResume {
+    const BILLION: i64 = 1_000_000_000;
+    // One that is due must not be taken for one that is not wanted.
+    let left = left.max(1);
+    let in_memory = |at: usize, args| SyscallResume::Rest {
+        args,
+        timespec: Some((
+            u8::try_from(at).unwrap_or(0),
+            left / BILLION,
+            left % BILLION,
+        )),
+        moved: 0,
+        memory: None,
+    };
+    match timeout {
+        Timeout::Millis(at) => {
+            // Not less than was left.
+            let milliseconds = left.saturating_add(999_999) / 1_000_000;
+            if let Some(arg) = args.get_mut(at) {
+                *arg = milliseconds.min(i64::from(i32::MAX)).cast_unsigned();
+            }
+            SyscallResume::Rest {
+                args,
+                timespec: None,
+                moved: 0,
+                memory: None,
+            }
+        }
+        Timeout::Timespec(at) | Timeout::TimespecUnlessAbsolute(at) | Timeout::FutexOp(at) => {
+            in_memory(at, args)
+        }
+        Timeout::Updated(at, parts) => SyscallResume::ReissueLeft {
+            at: args.get(at).copied().unwrap_or(0),
+            seconds: left / BILLION,
+            // Not less than was left, and not nothing.
+            fraction: (left % BILLION)
+                .div_euclid(BILLION / parts)
+                .max(i64::from(left < BILLION)),
+        },
+        Timeout::None | Timeout::Anew => SyscallResume::Reissue,
+    }
 }
 
 /// The call that restart_syscall goes on with, by its restart function. Its
@@ -165,172 +236,5 @@ fn futex_waits(op: u64) -> bool {
     matches!(op & 0x7f, 0 | 9)
 }
 
-/// A wait that counts from its own beginning, and that ends.
-fn has_relative_timeout(number: u64, regs: &UserRegs) -> bool {
-    const TIMER_ABSTIME: u64 = 1;
-    // An int: of the register's upper half nothing is known.
-    let positive = |v: u64| v & 0xffff_ffff != 0 && v & 0x8000_0000 == 0;
-    match number {
-        NANOSLEEP => true,
-        CLOCK_NANOSLEEP => regs.rsi & TIMER_ABSTIME == 0,
-        POLL => positive(regs.rdx),
-        EPOLL_WAIT | EPOLL_PWAIT => positive(regs.r10),
-        EPOLL_PWAIT2 | SEMTIMEDOP => regs.r10 != 0,
-        SELECT | PSELECT6 => regs.r8 != 0,
-        PPOLL | RT_SIGTIMEDWAIT => regs.rdx != 0,
-        // FUTEX_WAIT's is relative, FUTEX_WAIT_BITSET's is not.
-        FUTEX => regs.rsi & 0x7f == 0 && regs.r10 != 0,
-        _ => false,
-    }
-}
-
-fn restarted_timeout(facts: &Facts) -> String {
-    match facts.sleeps_ns {
-        Some(ns) => format!(
-            "its timeout, of which {:.3} s were left, starts anew",
-            ns.max(0) as f64 / 1e9
-        ),
-        None => "its timeout starts anew".to_owned(),
-    }
-}
-
-/// Calls that do something each time they are made.
-fn unrepeatable(number: u64) -> bool {
-    const CALLS: [u64; 24] = [
-        READ,
-        WRITE,
-        19, // readv
-        20, // writev
-        40, // sendfile
-        42, // connect
-        43, // accept
-        44, // sendto
-        45, // recvfrom
-        46, // sendmsg
-        47, // recvmsg
-        CLONE,
-        57, // fork
-        VFORK,
-        59,  // execve
-        61,  // wait4
-        65,  // semop
-        69,  // msgsnd
-        70,  // msgrcv
-        247, // waitid
-        275, // splice
-        288, // accept4
-        IO_URING_ENTER,
-        CLONE3,
-    ];
-    const NEWER: [u64; 6] = [
-        62,  // kill
-        200, // tkill
-        234, // tgkill
-        299, // recvmmsg
-        307, // sendmmsg
-        322, // execveat
-    ];
-    CALLS.contains(&number) || NEWER.contains(&number)
-}
-
-/// Calls that sleep when a part of their data is accepted already.
-fn writes_in_parts(number: u64) -> bool {
-    matches!(number, WRITE | 20 | 40 | 44 | 46 | 275 | 307)
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn in_call(number: u64) -> Facts {
-        Facts {
-            regs: UserRegs {
-                orig_rax: number,
-                rax: (-ENOSYS).cast_unsigned(),
-                ..UserRegs::default()
-            },
-            ..Facts::default()
-        }
-    }
-
-    #[test]
-    fn interrupted_in_user_mode() {
-        let decision = decide(&in_call(u64::MAX));
-        assert_eq!(decision.resume, SyscallResume::UserMode);
-        assert_eq!(decision.syscall, None);
-    }
-
-    #[test]
-    fn a_sleeper_makes_its_call_again_exactly() {
-        // ioctl, futex without timeout, read, epoll_wait without end
-        for mut facts in [16, 202, 0, 232].map(in_call) {
-            facts.regs.r10 = if facts.regs.orig_rax == 232 {
-                u64::MAX
-            } else {
-                0
-            };
-            let decision = decide(&facts);
-            assert_eq!(decision.resume, SyscallResume::Reissue);
-            assert_eq!(decision.report, None, "{:?}", decision.syscall);
-        }
-    }
-
-    #[test]
-    fn a_result_that_is_there_is_returned() {
-        let mut facts = in_call(0);
-        facts.regs.rax = 512;
-        assert_eq!(decide(&facts).resume, SyscallResume::Return { value: 512 });
-        facts.regs.rax = (-11i64).cast_unsigned();
-        assert_eq!(decide(&facts).resume, SyscallResume::Return { value: -11 });
-        facts.regs.rax = (-516i64).cast_unsigned();
-        assert_eq!(decide(&facts).resume, SyscallResume::Reissue);
-    }
-
-    #[test]
-    fn a_wake_up_is_not_lost() {
-        let mut facts = in_call(202);
-        facts.regs.rsi = 0x80; // FUTEX_WAIT_PRIVATE
-        assert_eq!(decide(&facts).resume, SyscallResume::Reissue);
-        facts.running = true;
-        assert_eq!(decide(&facts).resume, SyscallResume::Return { value: 0 });
-        facts.regs.rsi = 0x81; // FUTEX_WAKE_PRIVATE
-        assert_eq!(decide(&facts).resume, SyscallResume::Reissue);
-    }
-
-    #[test]
-    fn restart_syscall_becomes_what_it_was() {
-        let mut facts = in_call(219);
-        facts.restart_function = "hrtimer_nanosleep_restart".into();
-        facts.regs.rdi = 1;
-        let decision = decide(&facts);
-        assert_eq!(decision.number, Some(230));
-        assert_eq!(
-            decision.syscall.map(|s| s.name).as_deref(),
-            Some("clock_nanosleep")
-        );
-        facts.regs.rdi = 0x7ffc_0000_0000;
-        assert_eq!(decide(&facts).number, Some(35));
-        facts.restart_function = "do_restart_poll".into();
-        assert_eq!(decide(&facts).number, Some(7));
-        facts.restart_function = "do_no_restart_syscall".into();
-        assert_eq!(decide(&facts).number, None);
-    }
-
-    #[test]
-    fn the_crash_is_not_repeated() {
-        let mut facts = in_call(1);
-        facts.running = true;
-        facts.crashed_the_host = true;
-        facts.regs.rdx = 2;
-        assert_eq!(decide(&facts).resume, SyscallResume::Return { value: 2 });
-    }
-
-    #[test]
-    fn an_infinite_poll_is_exact() {
-        let mut facts = in_call(7);
-        facts.regs.rdx = 0xffff_ffff; // -1 in 32 bits
-        assert_eq!(decide(&facts).report, None);
-        facts.regs.rdx = 1000;
-        assert!(decide(&facts).report.is_some());
-    }
-}
+mod tests;

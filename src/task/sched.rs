@@ -2,11 +2,14 @@
 
 use super::list::int;
 use super::page_cache::words;
-use crate::dataset::Scheduling;
+use crate::dataset::{Deadline, Scheduling};
 use crate::kernel::{KernelError, Object};
 
 /// `static_prio` of nice 0. Linux include/linux/sched/prio.h.
 const DEFAULT_PRIO: i32 = 120;
+
+/// `task.policy`. Linux include/uapi/linux/sched.h.
+const SCHED_DEADLINE: u64 = 6;
 
 /// Policy, priority and affinity of a thread.
 pub(super) fn read(task: &Object<'_>) -> Result<Scheduling, KernelError> {
@@ -15,6 +18,19 @@ pub(super) fn read(task: &Object<'_>) -> Result<Scheduling, KernelError> {
         nice: int(task, "static_prio")?.saturating_sub(DEFAULT_PRIO),
         rt_priority: u32::try_from(task.u("rt_priority")?).unwrap_or(0),
         affinity: affinity(task)?,
+        io_priority: match task.follow_opt("io_context")? {
+            Some(context) => u16::try_from(context.u("ioprio")?).unwrap_or(0),
+            None => 0,
+        },
+        deadline: match task.u("policy")? {
+            SCHED_DEADLINE => Some(Deadline {
+                runtime: task.u("dl.dl_runtime")?,
+                deadline: task.u("dl.dl_deadline")?,
+                period: task.u("dl.dl_period")?,
+                flags: task.u("dl.flags")?,
+            }),
+            _ => None,
+        },
     })
 }
 

@@ -60,6 +60,25 @@ pub(super) fn pending(pending: &Object<'_>) -> Result<Vec<PendingSignal>, Kernel
     Ok(out)
 }
 
+/// The signal that a traced thread was about to get when it stopped for its tracer, who had not said
+/// yet what to do about it. Linux kernel/signal.c, ptrace_stop().
+pub(super) fn before_delivery(task: &Object<'_>) -> Result<Option<PendingSignal>, KernelError> {
+    // The stop's code: events have more than a signal's number, and system calls SIGTRAP | 0x80.
+    let signal = u32::try_from(int(task, "exit_code")?).unwrap_or(0);
+    let Some(info) = task.follow_opt("last_siginfo")? else {
+        return Ok(None);
+    };
+    if !(1..=SIGNALS).contains(&signal) || info.i("si_signo")? != i64::from(signal) {
+        return Ok(None);
+    }
+    let mut bytes = info.bytes()?;
+    bytes.resize(SIGINFO, 0);
+    Ok(Some(PendingSignal {
+        signal,
+        info: Blob(bytes),
+    }))
+}
+
 /// The blocked signals that hold once the call that the thread is in is over.
 pub(super) fn mask(task: &Object<'_>, syscall: Option<u64>) -> Result<u64, KernelError> {
     const RT_SIGSUSPEND: u64 = 130;

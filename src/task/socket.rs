@@ -1,12 +1,13 @@
-//! Sockets: those of the UNIX family, TCP and UDP.
+//! Sockets: which family each is of, and those of the UNIX family.
 
-use std::collections::HashSet;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::collections::{HashMap, HashSet};
 
 use super::extract::Extraction;
+use super::holders::{self, Elsewhere};
 use super::list::int;
 use super::path::Name;
-use crate::dataset::{Blob, FileKind, InetSocket, ObjectId, UnixListener, UnixState};
+use super::{inet, socket_options, unix_queue};
+use crate::dataset::{Blob, FileKind, ObjectId, Rights, SocketFile, UnixListener, UnixState};
 use crate::kernel::{KernelError, Object};
 
 const AF_UNIX: u64 = 1;
@@ -31,7 +32,7 @@ pub(super) fn kind(
     let sk = socket.follow("sk")?;
     let family = sk.u("__sk_common.skc_family")?;
     if matches!(family, AF_INET | AF_INET6) && matches!(int(&sk, "sk_type")?, STREAM | DGRAM) {
-        return inet(x, &sk, family, name);
+        return inet::read(x, &sk, family, name);
     }
     if family != AF_UNIX {
         let family = match family {
@@ -57,93 +58,86 @@ pub(super) fn kind(
         .object("unix_sock", sk.addr())
         .or_else(|_| kernel.object_in("unix", "unix_sock", sk.addr()))?;
     let peer = unix.ptr("peer")?;
-    let unread = sk.u("sk_receive_queue.qlen")?;
-    let state = if sk.u("__sk_common.skc_state")? == LISTEN {
-        if unread > 0 {
+    let count = sk.u("sk_receive_queue.qlen")?;
+    let mut waiting = Vec::new();
+    let (state, unread) = if sk.u("__sk_common.skc_state")? == LISTEN {
+        waiting = unix_queue::waiting(&sk).unwrap_or_else(|error| {
             x.lost(
                 &name.path,
                 "connections waiting to be accepted",
-                format!("{unread} peers see them closed"),
+                format!("{count} peers see them closed: {error}"),
             );
-        }
-        UnixState::Listening {
-            backlog: u32::try_from(sk.u("sk_max_ack_backlog")?).unwrap_or(u32::MAX),
-        }
+            Vec::new()
+        });
+        let backlog = u32::try_from(sk.u("sk_max_ack_backlog")?).unwrap_or(u32::MAX);
+        (UnixState::Listening { backlog }, Vec::new())
     } else {
-        if unread > 0 {
+        let unread = unix_queue::unread(&sk).unwrap_or_else(|error| {
             x.lost(
                 &name.path,
                 "received and unread",
-                format!("{unread} messages of its receive queue"),
+                format!("{count} messages of its receive queue: {error}"),
             );
-        }
-        if peer == 0 {
-            UnixState::Unconnected
-        } else {
-            UnixState::Connected {
+            Vec::new()
+        });
+        let state = match peer {
+            0 => UnixState::Unconnected,
+            peer => UnixState::Connected {
                 peer: ObjectId(peer),
-            }
-        }
+            },
+        };
+        (state, unread)
     };
+    // Since Linux commit 314001f0bf92 ("af_unix: Add OOB support") (in v5.15).
+    if unix.has("oob_skb") && unix.ptr("oob_skb")? != 0 {
+        x.reconstructed(
+            &name.path,
+            "out-of-band byte",
+            "it comes in its turn, as an ordinary one",
+        );
+    }
     Ok(FileKind::UnixSocket(UnixListener {
         socket: ObjectId(sk.addr()),
         socket_type: int(&sk, "sk_type")?,
         address: Blob(address(&unix)?),
         state,
+        file: file(&unix),
+        unread,
+        shutdown: u8::try_from(sk.u("sk_shutdown")?).unwrap_or(0),
+        send_buffer: u32::try_from(sk.u("sk_sndbuf")?).unwrap_or(0),
+        pass_credentials: pass_credentials(&socket, &sk)?,
+        waiting,
+        options: socket_options::of_any(x, &sk, name),
     }))
 }
 
-/// A TCP or UDP socket: all that is needed lies in `struct sock_common`.
-fn inet(
-    x: &mut Extraction<'_, '_>,
-    sk: &Object<'_>,
-    family: u64,
-    name: &Name,
-) -> Result<FileKind, KernelError> {
-    let common = |member: &str| format!("__sk_common.{member}");
-    let address = |v4: &str, v6: &str, port: u16| -> Result<SocketAddr, KernelError> {
-        let (member, len) = if family == AF_INET { (v4, 4) } else { (v6, 16) };
-        let bytes = sk.get(&common(member))?.read_bytes(len)?;
-        Ok(match <[u8; 4]>::try_from(bytes.as_slice()) {
-            Ok(four) => (Ipv4Addr::from(four), port).into(),
-            Err(_) => {
-                let sixteen = <[u8; 16]>::try_from(bytes.as_slice()).unwrap_or_default();
-                (Ipv6Addr::from(sixteen), port).into()
-            }
+/// SO_PASSCRED.
+fn pass_credentials(socket: &Object<'_>, sk: &Object<'_>) -> Result<bool, KernelError> {
+    /// Its bit in `socket.flags`: SOCK_PASSCRED.
+    const PASSCRED: u64 = 3;
+    // A bit of its own in struct sock since v6.16 or so.
+    if sk.has("sk_scm_credentials") {
+        return Ok(sk.u("sk_scm_credentials")? != 0);
+    }
+    Ok(socket.u("flags")? >> PASSCRED & 1 != 0)
+}
+
+/// The file of one that is bound to a path: `unix_sock.path`.
+fn file(unix: &Object<'_>) -> Option<SocketFile> {
+    let rights = |dentry: &Object<'_>| -> Result<Rights, KernelError> {
+        let inode = dentry.follow("d_inode")?;
+        let number = |field| inode.u(field).map(|n| u32::try_from(n).unwrap_or(0));
+        Ok(Rights {
+            mode: number("i_mode")? & 0o7777,
+            uid: number("i_uid.val")?,
+            gid: number("i_gid.val")?,
         })
     };
-    let port = |member: &str| -> Result<u16, KernelError> {
-        Ok(u16::try_from(sk.u(&common(member))?).unwrap_or(0))
-    };
-    // skc_num is in the host's byte order, skc_dport in the network's.
-    let local = address("skc_rcv_saddr", "skc_v6_rcv_saddr", port("skc_num")?)?;
-    let remote = address("skc_daddr", "skc_v6_daddr", port("skc_dport")?.swap_bytes())?;
-    let bit = |member: &str| sk.u(&common(member)).is_ok_and(|value| value != 0);
-    let listening = sk.u(&common("skc_state"))? == LISTEN;
-    let socket = InetSocket {
-        family: int(sk, &common("skc_family"))?,
-        socket_type: int(sk, "sk_type")?,
-        protocol: int(sk, "sk_protocol")?,
-        local,
-        remote: (remote.port() != 0).then_some(remote),
-        backlog: listening
-            .then(|| sk.u("sk_max_ack_backlog"))
-            .transpose()?
-            .map(|n| u32::try_from(n).unwrap_or(u32::MAX)),
-        reuse_address: bit("skc_reuse"),
-        reuse_port: bit("skc_reuseport"),
-        v6only: bit("skc_ipv6only"),
-    };
-    if socket.socket_type == STREAM
-        && let Some(remote) = socket.remote
-    {
-        x.lost(
-            &name.path,
-            "connection",
-            format!("TCP connection with {remote}: it sees it closed"),
-        );
-    }
-    Ok(FileKind::InetSocket(socket))
+    let dentry = unix.follow_opt("path.dentry").ok()??;
+    Some(SocketFile {
+        rights: rights(&dentry).ok()?,
+        directory: dentry.follow("d_parent").and_then(|dir| rights(&dir)).ok(),
+    })
 }
 
 /// `sun_path` of a bound socket.
@@ -179,29 +173,59 @@ fn address(unix: &Object<'_>) -> Result<Vec<u8>, KernelError> {
     Ok(path)
 }
 
-/// Names the connections whose other half is not in the extraction.
-pub(super) fn missing_peers(x: &mut Extraction<'_, '_>) {
-    let sockets = |x: &Extraction<'_, '_>| -> Vec<(String, UnixListener)> {
-        x.out
-            .files
-            .iter()
-            .filter_map(|f| match &f.kind {
-                FileKind::UnixSocket(s) => Some((f.path.clone(), s.clone())),
-                _ => None,
-            })
-            .collect()
+/// `SOCK_DEAD` of `sock_common.skc_flags`: nobody had it any more. Linux include/net/sock.h.
+const SOCK_DEAD: u64 = 1;
+
+/// Connected UNIX sockets whose other half is not in the extraction, and the
+/// `struct socket` of that; 0 where it has none: it waited to be accepted. Those
+/// whose other half was closed before the crash are not among them: they lose nothing.
+pub(super) fn peers_outside(x: &Extraction<'_, '_>) -> HashMap<ObjectId, u64> {
+    let sockets = || {
+        x.out.files.iter().filter_map(|f| match &f.kind {
+            FileKind::UnixSocket(socket) => Some(socket),
+            _ => None,
+        })
     };
-    let all = sockets(x);
-    let known: HashSet<ObjectId> = all.iter().map(|(_, s)| s.socket).collect();
-    for (path, socket) in all {
-        if let UnixState::Connected { peer } = socket.state
-            && !known.contains(&peer)
-        {
-            x.lost(
-                &path,
-                "connection",
-                "its peer is not among the processes that are restored: it sees the connection closed",
-            );
-        }
+    let waiting = sockets().flat_map(|s| s.waiting.iter().map(|w| w.socket));
+    let known: HashSet<ObjectId> = sockets().map(|s| s.socket).chain(waiting).collect();
+    sockets()
+        .filter_map(|socket| match socket.state {
+            UnixState::Connected { peer } if !known.contains(&peer) => {
+                let theirs = x.kernel.object("sock", peer.0);
+                let flags = theirs
+                    .as_ref()
+                    .map_or(0, |sk| sk.u("__sk_common.skc_flags").unwrap_or(0));
+                let theirs = theirs.and_then(|sk| sk.ptr("sk_socket")).unwrap_or(0);
+                (flags & SOCK_DEAD == 0).then_some((socket.socket, theirs))
+            }
+            _ => None,
+        })
+        .collect()
+}
+
+/// Names the connections whose other half is not in the extraction.
+pub(super) fn missing_peers(x: &mut Extraction<'_, '_>, elsewhere: &Elsewhere) {
+    let outside = peers_outside(x);
+    let cut: Vec<(String, u64)> = x
+        .out
+        .files
+        .iter()
+        .filter_map(|f| match &f.kind {
+            FileKind::UnixSocket(s) => Some((f.path.clone(), *outside.get(&s.socket)?)),
+            _ => None,
+        })
+        .collect();
+    for (path, peer) in cut {
+        let who = match holders::names(elsewhere, peer) {
+            who if who.is_empty() => "its peer".to_owned(),
+            who => format!("its peer, {who},"),
+        };
+        x.lost(
+            &path,
+            "connection",
+            format!(
+                "{who} is not among the processes that are restored: it sees the connection closed"
+            ),
+        );
     }
 }

@@ -2,10 +2,17 @@
 
 use super::extract::Extraction;
 use super::list::{int, raw_state};
+use super::live::{self, Live};
 use super::path::{self, Place};
 use super::resume::{self, Facts};
-use super::{credentials, fpu, process, registers, sched, signal};
-use crate::dataset::{FidelityLevel, RobustList, Rseq, RunState, Thread};
+use super::{
+    controls, credentials, entry, epoll, fpu, kernel_stack, moved, process, registers, sched,
+    seccomp, signal, sysv,
+};
+use crate::dataset::{
+    Controls, Fidelity, FidelityLevel, REGISTERS, RobustList, Rseq, RunState, Scheduling,
+    SeccompState, SignalStack, SyscallResume, Thread,
+};
 use crate::kernel::{AddressSpace, KernelError, Object, XsaveLayout};
 
 /// `task.flags`: io_uring and vhost made it, and will make it again.
@@ -51,8 +58,39 @@ pub(super) fn read(
 ) -> Result<Thread, KernelError> {
     let tid = int(task, "pid")?;
     let subject = format!("pid {} thread {tid}", context.pid);
-    let mut regs = registers::read(task)?;
+    let saved = registers::find(task)?;
+    let mut regs = saved.regs;
     let on_cpu = on_cpu(task)?;
+    match on_cpu.map_or(Ok(None), |cpu| entry::registers(task, cpu, &saved)) {
+        Ok(entering) => regs = entering.unwrap_or(regs),
+        Err(error) => {
+            let why = format!(
+                "it was on a CPU, and whether it was just entering the kernel there cannot be told: {error}"
+            );
+            x.lost(&subject, REGISTERS, why);
+        }
+    }
+    if let Some(cpu) = on_cpu
+        && live::stopped_from_outside(x.kernel)
+    {
+        match live::registers(task, cpu)? {
+            Live::InKernel => {}
+            Live::InUserMode(live) => {
+                regs = *live;
+                let how = "it was on a CPU; from what a hypervisor says of it";
+                x.out
+                    .fidelity
+                    .push(Fidelity::exact(&subject, REGISTERS, how));
+            }
+            Live::Unknown(why) => {
+                let why = format!(
+                    "it was on a CPU of a host that was stopped from outside, and {why}: what is \
+                     here is what it last entered the kernel with"
+                );
+                x.lost(&subject, REGISTERS, why);
+            }
+        }
+    }
     let facts = Facts {
         regs,
         running: raw_state(task)? == 0,
@@ -62,12 +100,17 @@ pub(super) fn read(
             .map(|(name, _)| name)
             .unwrap_or_default(),
         vfork_child: vfork_child(task).unwrap_or(None),
-        sleeps_ns: sleep_left(x, task),
+        sleeps_ns: kernel_stack::sleep_left(&x.clocks, task),
+        moved: moved::moved(task, context.space, &regs).unwrap_or_default(),
+        waits: sysv::waits(task, regs.orig_rax, regs.rdi).unwrap_or_default(),
         crashed_the_host: on_cpu.is_some() && writes_sysrq(task, &regs, context.root),
     };
     let decision = resume::decide(&facts);
     if let Some(number) = decision.number {
         regs.orig_rax = number;
+    }
+    if let Some(beside) = decision.beside {
+        x.settle(beside);
     }
     if let Some((level, how)) = decision.report {
         let what = decision
@@ -79,42 +122,47 @@ pub(super) fn read(
             _ => x.reconstructed(&subject, what, how),
         }
     }
-    let fpu = fpu::read(
-        task,
-        context.layout,
-        context.need_fpu_load,
-        on_cpu.is_some(),
-    );
+    let fpu = fpu::read(task, context.layout, context.need_fpu_load, on_cpu);
     let (xsave, fpu_stale) = match fpu {
-        Ok(fpu) => (Some(fpu.xsave), fpu.stale),
+        Ok(fpu) => (Some(fpu.xsave), note_fpu(x, &subject, &fpu.found)),
         Err(error) => {
-            x.lost(&subject, "FPU registers", error.to_string());
+            x.lost(&subject, FPU, error.to_string());
             (None, true)
         }
     };
-    if fpu_stale && xsave.is_some() {
-        x.lost(
-            &subject,
-            "FPU registers",
-            "it was on a CPU, where the true ones stayed; those of its last switch are used",
-        );
+    let kept_bases = match on_cpu {
+        Some(cpu) => live::user_bases(task, cpu).unwrap_or_default(),
+        None => None,
+    };
+    if let Some((fs_base, gs_base)) = kept_bases {
+        (regs.fs_base, regs.gs_base) = (fs_base, gs_base);
     }
-    if on_cpu.is_some() && !points_to_itself(context.space, regs.fs_base) {
+    if on_cpu.is_some() && kept_bases.is_none() && !points_to_itself(context.space, regs.fs_base) {
         x.reconstructed(
             &subject,
             "FS and GS base",
             "it was on a CPU; as of its last switch",
         );
     }
-    let seccomp = credentials::seccomp(task)?;
-    if seccomp.mode == 2 && seccomp.filters.is_empty() {
-        x.lost(
-            &subject,
-            "seccomp filters",
-            "the dead kernel kept no copy of them (CONFIG_CHECKPOINT_RESTORE)",
-        );
+    let seccomp = seccomp::read(task)?;
+    if let Some(why) = &seccomp.refused {
+        x.lost(&subject, "seccomp filters", why.clone());
     }
     let in_call = decision.syscall.as_ref().map(|s| s.number);
+    if facts.running && in_call.is_some_and(|number| epoll::WAITS.contains(&number)) {
+        // It may have taken events that it had not handed on yet.
+        if let Ok(file) = process::descriptor(task, regs.rdi) {
+            x.busy_epolls.insert(file.addr());
+        }
+    }
+    let mut pending = signal::pending(&task.get("pending")?)?;
+    if task.u("ptrace")? != 0 {
+        let tracer = task.follow("parent").and_then(|p| int(&p, "tgid"));
+        let how = "it goes on as it would have, had its tracer ended";
+        let what = format!("tracer {}", tracer.unwrap_or(0));
+        x.lost(&subject, &what, how);
+        pending.extend(signal::before_delivery(task)?);
+    }
     Ok(Thread {
         tid,
         ns_tid: process::innermost_pid(task)?,
@@ -131,7 +179,7 @@ pub(super) fn read(
         xsave,
         fpu_stale,
         sigmask: signal::mask(task, in_call)?,
-        pending: signal::pending(&task.get("pending")?)?,
+        pending,
         sigaltstack: signal::alternate_stack(task)?,
         rseq: rseq(task)?,
         robust_list: robust_list(task)?,
@@ -142,7 +190,61 @@ pub(super) fn read(
         scheduling: sched::read(task)?,
         pdeath_signal: int(task, "pdeath_signal")?,
         timer_slack_ns: task.u("timer_slack_ns")?,
+        controls: controls::read(x, task, context.need_fpu_load, &subject)?,
+        ended: None,
     })
+}
+
+/// A first thread that has ended: nothing of it but its number and its name is left, and `like`,
+/// another thread, says what all threads of the process have.
+pub(super) fn ended(leader: &Object<'_>, like: &Thread) -> Result<Thread, KernelError> {
+    Ok(Thread {
+        tid: int(leader, "pid")?,
+        ns_tid: process::innermost_pid(leader)?,
+        comm: leader.get("comm")?.string()?,
+        run_state: RunState::PreemptedUser,
+        syscall: None,
+        resume: SyscallResume::UserMode,
+        xsave: None,
+        fpu_stale: false,
+        sigmask: u64::MAX,
+        pending: Vec::new(),
+        sigaltstack: SignalStack::default(),
+        rseq: None,
+        robust_list: None,
+        clear_child_tid: 0,
+        credentials: credentials::read(leader)?,
+        no_new_privs: false,
+        seccomp: SeccompState::default(),
+        scheduling: Scheduling::default(),
+        pdeath_signal: 0,
+        controls: Controls::default(),
+        ended: Some(int(leader, "exit_code")?),
+        ..like.clone()
+    })
+}
+
+/// The fidelity report's word for FPU registers.
+const FPU: &str = "FPU registers";
+
+/// Says where they are from; true when they are older than the thread.
+fn note_fpu(x: &mut Extraction<'_, '_>, subject: &str, found: &fpu::Found) -> bool {
+    match found {
+        fpu::Found::InMemory => false,
+        fpu::Found::Kept(state) => {
+            let how = format!("it was on a CPU; from {}", state.source);
+            x.out.fidelity.push(Fidelity::exact(subject, FPU, how));
+            false
+        }
+        fpu::Found::Lost(why) => {
+            x.lost(
+                subject,
+                FPU,
+                format!("it was on a CPU: {why}; those of its last switch are used"),
+            );
+            true
+        }
+    }
 }
 
 /// The CPU that a thread was on.
@@ -187,38 +289,6 @@ fn writes_sysrq(task: &Object<'_>, regs: &crate::dataset::UserRegs, root: Option
         Ok(path::name(task.kernel(), Place::of(&file.get("f_path")?)?, root)?.path)
     };
     regs.orig_rax == WRITE && path().is_ok_and(|p| p.ends_with("/sysrq-trigger"))
-}
-
-/// Time until the timer that the thread sleeps on wakes it: the
-/// `hrtimer_sleeper` on its kernel stack.
-fn sleep_left(x: &Extraction<'_, '_>, task: &Object<'_>) -> Option<i64> {
-    let kernel = x.kernel;
-    let wakeup = kernel.symbol("hrtimer_wakeup").ok()?;
-    let function = kernel.offset_of("hrtimer", "function").ok()?;
-    let owner = kernel.offset_of("hrtimer_sleeper", "task").ok()?;
-    let stack = task.ptr("stack").ok()?;
-    let sp = task.u("thread.sp").ok()?;
-    // Within the stack, from its pointer up.
-    let end = stack.checked_add(16 << 10)?;
-    let len = usize::try_from(end.checked_sub(sp).filter(|l| *l <= 16 << 10)?).ok()?;
-    let mut bytes = vec![0; len];
-    kernel.read(sp, &mut bytes).ok()?;
-    super::page_cache::words(&bytes)
-        .iter()
-        .enumerate()
-        .filter(|(_, word)| **word == wakeup)
-        .filter_map(|(i, _)| {
-            let at = sp
-                .checked_add(u64::try_from(i).ok()? * 8)?
-                .checked_sub(function)?;
-            let timer = kernel.object("hrtimer_sleeper", at).ok()?;
-            (kernel.read_u64(at.checked_add(owner)?).ok()? == task.addr()).then_some(timer)
-        })
-        .find_map(|sleeper| {
-            let clock = sleeper.follow("timer.base").ok()?.i("clockid").ok()?;
-            let expires = sleeper.i("timer.node.expires").ok()?;
-            Some(expires.saturating_sub(x.clocks.now(clock)))
-        })
 }
 
 fn rseq(task: &Object<'_>) -> Result<Option<Rseq>, KernelError> {

@@ -143,8 +143,25 @@ pub(super) fn posix(clocks: &Clocks, signal: &Object<'_>) -> Result<Vec<PosixTim
     Ok(out)
 }
 
+/// Time until a timer that tells nobody expires: such are on no queue, and
+/// their periods are counted when somebody asks. Linux kernel/time/posix-timers.c,
+/// common_timer_get.
+fn silent(clocks: &Clocks, timer: &Object<'_>) -> Result<Option<i64>, KernelError> {
+    let queue = timer.get("it.real.timer")?;
+    let clock = queue.follow("base")?.i("clockid")?;
+    let left = queue.i("node.expires")?.saturating_sub(clocks.now(clock));
+    let interval = timer.i("it_interval")?;
+    Ok(match left {
+        1.. => Some(left),
+        _ if interval > 0 => Some(interval - left.unsigned_abs().cast_signed() % interval),
+        _ => None,
+    })
+}
+
 fn posix_timer(clocks: &Clocks, timer: &Object<'_>) -> Result<PosixTimer, KernelError> {
     const SIGEV_THREAD_ID: i32 = 4;
+    const SIGEV_NONE: i32 = 1;
+    let notify = int(timer, "it_sigev_notify")? & !(1 << 31);
     let kernel = timer.kernel();
     let clock = i64::from(int(timer, "it_clock")?);
     let kind = kernel
@@ -158,10 +175,11 @@ fn posix_timer(clocks: &Clocks, timer: &Object<'_>) -> Result<PosixTimer, Kernel
         // the timer gets its next period from the restore on.
         let expires = timer.u("it.cpu.node.expires")?;
         (expires != 0).then(|| timer.i("it_interval").unwrap_or(0))
+    } else if notify == SIGEV_NONE {
+        silent(clocks, timer)?
     } else {
         remaining(clocks, &timer.get("it.real.timer")?)?
     };
-    let notify = int(timer, "it_sigev_notify")? & !(1 << 31);
     // Embedded since v6.13, allocated before.
     let queued = if timer.has("sigq.info") {
         Some(timer.get("sigq")?)

@@ -3,29 +3,34 @@
 use std::collections::HashMap;
 use std::ops::ControlFlow;
 
+use super::area::{anonymous_name, areas, special_name};
 use super::extract::Extraction;
 use super::file::{self, operations};
 use super::inode::{self, Runs};
-use super::page_cache::Wanted;
+use super::mapped::{Together, clip, push_frames, shift, unreadable};
 use super::page_frame::Frames;
 use super::path::{self, Name, Place};
-use crate::dataset::{MappingKind, ObjectId, PageContent, PageRun, Vma};
-use crate::dump::Missing;
-use crate::kernel::{AddressSpace, Entry, KernelError, Mapping, Object, containers};
+use super::sysv;
+use crate::dataset::{MappingKind, PageContent, PageRun, Vma};
+use crate::kernel::{AddressSpace, Entry, KernelError, Object};
 
 /// Bytes in a page.
 const PAGE: u64 = 4096;
-/// Most VMAs of a process; `vm.max_map_count` is 65530 unless raised.
-const MAX_VMAS: usize = 1 << 20;
 /// Most pages of the vDSO, of which it has two to four.
 const MAX_VDSO: usize = 64;
 
 /// `vm_flags`. Linux include/linux/mm.h.
-const VM_SHARED: u64 = 0x8;
+/// Set in every mapping with MAP_SHARED; VM_SHARED is not where the file was
+/// opened for reading alone.
+const VM_MAYSHARE: u64 = 0x80;
 const VM_MAYWRITE: u64 = 0x20;
 const VM_GROWSDOWN: u64 = 0x100;
 const VM_PFNMAP: u64 = 0x400;
 const VM_IO: u64 = 0x4000;
+const VM_HUGETLB: u64 = 0x40_0000;
+/// The kernel's own name of the file behind MAP_ANONYMOUS | MAP_HUGETLB. Linux
+/// include/linux/hugetlb.h, HUGETLB_ANON_FILE.
+const ANON_HUGEPAGE: &str = "/anon_hugepage";
 
 /// The VMAs of `mm`, with their pages.
 pub(super) fn read(
@@ -52,54 +57,6 @@ pub(super) fn read(
         out.push(reader.area(x, &area)?);
     }
     out.sort_by_key(|v| v.start);
-    Ok(out)
-}
-
-/// All `vm_area_struct`s of an address space.
-pub(super) fn areas<'k>(mm: &Object<'k>) -> Result<Vec<Object<'k>>, KernelError> {
-    let kernel = mm.kernel();
-    // A maple tree since Linux commit d4af56c5c7c6 ("mm: start tracking VMAs
-    // with maple tree") (in v6.1); a list before.
-    if mm.has("mm_mt") {
-        return containers::maple_tree(&mm.get("mm_mt")?)?
-            .into_iter()
-            .map(|(first, last, entry)| {
-                let area = kernel.object("vm_area_struct", entry)?;
-                // Else one area could stand at many places of the tree, and be walked each time.
-                let (start, end) = (area.u("vm_start")?, area.u("vm_end")?);
-                if start == first && end.wrapping_sub(1) == last {
-                    return Ok(area);
-                }
-                Err(KernelError::Damaged {
-                    what: "vm_area_struct",
-                    addr: entry,
-                    detail: format!(
-                        "it spans {start:#x} to {end:#x}, and stands in mm_mt for {first:#x} to {last:#x}"
-                    ),
-                })
-            })
-            .collect();
-    }
-    let mut out = Vec::new();
-    let mut next = mm.follow_opt("mmap")?;
-    let mut end = 0;
-    while let Some(area) = next {
-        let start = area.u("vm_start")?;
-        if out.len() >= MAX_VMAS || start < end {
-            return Err(KernelError::Damaged {
-                what: "mm_struct.mmap",
-                addr: area.addr(),
-                detail: format!(
-                    "its {} areas before this one end at {end:#x}, and it begins at {start:#x}",
-                    out.len()
-                ),
-            });
-        }
-        // Not empty, so that the list gets on.
-        end = area.u("vm_end")?.max(start.saturating_add(1));
-        next = area.follow_opt("vm_next")?;
-        out.push(area);
-    }
     Ok(out)
 }
 
@@ -137,6 +94,10 @@ impl<'k> Reader<'_, 'k> {
             });
         }
         let file = area.follow_opt("vm_file")?;
+        let huge_page = match &file {
+            Some(file) if flags & VM_HUGETLB != 0 => inode::huge_page(&file.follow("f_inode")?),
+            _ => 0,
+        };
         let (kind, pages) = match file {
             None => self.without_file(x, area, start, end, flags)?,
             Some(file) => {
@@ -150,6 +111,7 @@ impl<'k> Reader<'_, 'k> {
             flags,
             kind,
             pages,
+            huge_page,
         })
     }
 
@@ -223,7 +185,7 @@ impl<'k> Reader<'_, 'k> {
         let kernel = x.kernel;
         let object = file.follow("f_inode")?;
         let mode = inode::mode(&object)?;
-        let shared = flags & VM_SHARED != 0;
+        let shared = flags & VM_MAYSHARE != 0;
         let name = path::name(kernel, Place::of(&file.get("f_path")?)?, self.root)?;
         let anonymous = MappingKind::Anonymous {
             name: None,
@@ -260,16 +222,26 @@ impl<'k> Reader<'_, 'k> {
                 return Ok((kind, Vec::new()));
             }
             _ => {
-                let why = if fs_type == "aio" {
-                    "the ring of an asynchronous I/O context (io_setup)".to_owned()
-                } else {
-                    format!("a mapping of {}", name.path)
-                };
+                if fs_type == "aio" {
+                    return Ok((MappingKind::AioRing, Vec::new()));
+                }
+                let why = format!("a mapping of {}", name.path);
                 x.lost(self.subject, &format!("mapping at {start:#x}"), why.clone());
                 return Ok((MappingKind::Unsupported { why }, Vec::new()));
             }
         }
         let cache = file.follow("f_mapping")?;
+        if shared
+            && name.nameless
+            && let Some((memory, attachment)) = sysv::attachment(x, file, &object, &name.path)?
+        {
+            let kind = MappingKind::Segment {
+                memory,
+                attachment,
+                offset,
+            };
+            return Ok((kind, Vec::new()));
+        }
         if name.nameless || name.deleted {
             return self.orphan(x, &object, &cache, &name, (start, end), shared, offset);
         }
@@ -335,7 +307,7 @@ impl<'k> Reader<'_, 'k> {
                 &what,
                 format!("{missing} pages of the deleted file are in no page cache"),
             );
-        } else {
+        } else if name.path != ANON_HUGEPAGE {
             x.reconstructed(self.subject, &what, "anonymous memory with its content");
         }
         let kind = MappingKind::Anonymous {
@@ -359,7 +331,8 @@ impl<'k> Reader<'_, 'k> {
             return Ok(runs.0);
         }
         let (frames, swap) = (x.frames, x.swap);
-        let mut trouble: Option<(u64, KernelError)> = None;
+        let mut trouble: Option<(u64, Box<KernelError>)> = None;
+        let mut together = Together::default();
         self.space.walk(start, end, |mapping| {
             let Some((va, count, skipped)) = clip(&mapping, start, end) else {
                 return ControlFlow::Continue(());
@@ -369,25 +342,28 @@ impl<'k> Reader<'_, 'k> {
                     let first = present.pfn.wrapping_add(skipped);
                     let wanted = take == Take::All
                         || frames.is_anonymous(first).unwrap_or_else(|error| {
-                            trouble.get_or_insert((va, error));
+                            trouble.get_or_insert((va, Box::new(error)));
                             true
                         });
                     if wanted && !frames.is_zero_page(first) {
-                        push_frames(&mut runs, frames, va, count, first);
+                        together.add(&mut runs, frames, (va, count, first));
                     }
                 }
                 Entry::NonPresent { raw } => {
                     if let Some(content) = swap.entry(raw) {
+                        together.push(&mut runs, frames);
                         runs.push_many(va, count, content);
                     }
                 }
                 Entry::Unreadable(error) => {
+                    together.push(&mut runs, frames);
                     runs.push_many(va, count, unreadable(&error));
                     trouble.get_or_insert((va, error));
                 }
             }
             ControlFlow::Continue(())
         })?;
+        together.push(&mut runs, frames);
         if let Some((va, error)) = trouble {
             x.lost(
                 self.subject,
@@ -426,119 +402,4 @@ impl<'k> Reader<'_, 'k> {
         })?;
         Ok(runs.0)
     }
-}
-
-/// The part of a page table entry that is within `start..end`: its first
-/// address, its pages, and how many of the entry's pages stand before it.
-pub(super) fn clip(mapping: &Mapping, start: u64, end: u64) -> Option<(u64, u64, u64)> {
-    let first = mapping.va.max(start);
-    let last = mapping.va.saturating_add(mapping.len).min(end);
-    (first < last).then(|| (first, (last - first) / PAGE, (first - mapping.va) / PAGE))
-}
-
-fn push_frames(runs: &mut Runs, frames: &Frames<'_>, at: u64, count: u64, first: u64) {
-    for i in 0..count {
-        runs.push(
-            at.wrapping_add(i * PAGE),
-            frames.content(first.wrapping_add(i)),
-        );
-    }
-}
-
-/// Why a page table's pages have no content.
-pub(super) fn unreadable(error: &KernelError) -> PageContent {
-    match error {
-        KernelError::Memory { source, .. } => match source.missing() {
-            Some(Missing::Truncated) => PageContent::Truncated,
-            Some(_) => PageContent::Filtered,
-            None => PageContent::Corrupt,
-        },
-        _ => PageContent::Corrupt,
-    }
-}
-
-/// Runs by file offset as runs by address of a mapping of `offset` at `start`.
-fn shift(runs: &[PageRun], offset: u64, start: u64, end: u64) -> Vec<PageRun> {
-    let mut out = Vec::new();
-    for run in runs {
-        let run_end = run.start.saturating_add(run.count.saturating_mul(PAGE));
-        let first = run.start.max(offset);
-        let last = run_end.min(offset.saturating_add(end - start));
-        if first >= last {
-            continue;
-        }
-        let skipped = (first - run.start) / PAGE;
-        out.push(PageRun {
-            start: start.wrapping_add(first - offset),
-            count: (last - first) / PAGE,
-            content: match run.content {
-                PageContent::Frame(pfn) => PageContent::Frame(pfn.wrapping_add(skipped)),
-                PageContent::Swap { area, offset } => PageContent::Swap {
-                    area,
-                    offset: offset.wrapping_add(skipped),
-                },
-                other => other,
-            },
-        });
-    }
-    out
-}
-
-/// The name of a mapping that the kernel made: `vm_private_data` is its
-/// `vm_special_mapping` then.
-fn special_name(area: &Object<'_>) -> Option<String> {
-    let kernel = area.kernel();
-    let ops = area.ptr("vm_ops").ok().filter(|ops| *ops != 0)?;
-    let (symbol, _) = kernel.symbol_at(ops)?;
-    if !symbol.starts_with("special_mapping_vmops") {
-        return None;
-    }
-    let special = area.ptr("vm_private_data").ok()?;
-    let name = kernel
-        .object("vm_special_mapping", special)
-        .and_then(|s| s.ptr("name"))
-        .ok()?;
-    kernel.read_cstr(name, 64).ok()
-}
-
-/// `prctl(PR_SET_VMA_ANON_NAME)`'s name.
-fn anonymous_name(area: &Object<'_>) -> Option<String> {
-    if !area.has("anon_name") {
-        return None;
-    }
-    let name = area.ptr("anon_name").ok().filter(|n| *n != 0)?;
-    let kernel = area.kernel();
-    let at = name.wrapping_add(kernel.offset_of("anon_vma_name", "name").ok()?);
-    kernel.read_cstr(at, 80).ok().filter(|n| !n.is_empty())
-}
-
-/// The identity of the file that a mapping or `exe` refers to.
-pub(super) fn executable(
-    x: &mut Extraction<'_, '_>,
-    mm: &Object<'_>,
-    root: Option<Place>,
-) -> Result<Option<(ObjectId, String)>, KernelError> {
-    let file = mm.ptr("exe_file")?;
-    if file == 0 {
-        return Ok(None);
-    }
-    let object = x.kernel.object("file", file)?;
-    let name = path::name(x.kernel, Place::of(&object.get("f_path")?)?, root)?;
-    Ok(Some((x.file(file, root), name.path)))
-}
-
-/// All pages in a file's cache, whole: what is not there is said not to be.
-pub(super) fn whole(
-    x: &Extraction<'_, '_>,
-    object: &Object<'_>,
-    cache: &Object<'_>,
-) -> Result<Vec<PageRun>, KernelError> {
-    inode::cached_runs(
-        x.frames,
-        x.swap,
-        cache,
-        Wanted::All,
-        inode::huge_order(object),
-        object.u("i_size")?,
-    )
 }

@@ -29,7 +29,15 @@ pub struct Living {
 }
 
 impl Living {
+    /// As [`Self::launch`]; waits until it has counted a little.
     pub fn start(name: &str, program: &str) -> Self {
+        let living = Self::launch(name, program);
+        living.await_ticks(10);
+        living
+    }
+
+    /// Builds a program of tests/programs, and starts it with a directory of its own.
+    pub fn launch(name: &str, program: &str) -> Self {
         let dir = std::env::temp_dir().join(format!("vmrestore-{name}-{}", std::process::id()));
         fs::create_dir_all(&dir).expect("a directory");
         let source = Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -50,9 +58,7 @@ impl Living {
             .stderr(Stdio::null())
             .spawn()
             .expect("the test program");
-        let living = Self { dir, child };
-        living.await_ticks(10);
-        living
+        Self { dir, child }
     }
 
     pub fn pid(&self) -> i32 {

@@ -106,6 +106,7 @@ fn walk(dead: &DeadHost, memory: &Arc<Overlay>, info: &str, part: Part) -> Outco
                 let task = processes.iter().find(|p| p.pid == guest.pid);
                 let _ = dead.guest_coverage(guest.vm, task.map_or(0, |t| t.task));
             }
+            outcome.count(dead.together());
             let _ = Crash::of_kernel(dead.kernel());
         }
         Part::Process(pid) => {

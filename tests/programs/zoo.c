@@ -10,6 +10,7 @@
 #include <fcntl.h>
 #include <linux/filter.h>
 #include <linux/futex.h>
+#include <linux/io_uring.h>
 #include <linux/seccomp.h>
 #include <poll.h>
 #include <pthread.h>
@@ -306,6 +307,74 @@ static void descriptors(void)
 	printf("terminal %d %d\n", master, open(ptsname(master), O_RDWR | O_NOCTTY));
 }
 
+/* What watches have told and what not; what nobody has read. */
+static void edges(void)
+{
+	int epoll = epoll_create1(0), told = eventfd(1, 0), untold = eventfd(1, 0), fired = eventfd(1, 0);
+	struct epoll_event events[3] = {
+		{EPOLLIN | EPOLLET, {.u64 = 1}},
+		{EPOLLIN | EPOLLET, {.u64 = 2}},
+		{EPOLLIN | EPOLLONESHOT, {.u64 = 3}},
+	}, got[3];
+	CHECK(epoll_ctl(epoll, EPOLL_CTL_ADD, told, &events[0]));
+	CHECK(epoll_ctl(epoll, EPOLL_CTL_ADD, fired, &events[2]));
+	CHECK(epoll_wait(epoll, got, 3, 0) - 2);
+	CHECK(epoll_ctl(epoll, EPOLL_CTL_ADD, untold, &events[1]));
+	printf("edges %d\n", epoll);
+}
+
+static void messages(void)
+{
+	int stream[2], packets[2], parcel[2], inside = eventfd(77, 0);
+	static char much[100000];
+	memset(much, 'z', sizeof much);
+	CHECK(socketpair(AF_UNIX, SOCK_STREAM, 0, stream));
+	CHECK(socketpair(AF_UNIX, SOCK_SEQPACKET, 0, packets));
+	CHECK(socketpair(AF_UNIX, SOCK_DGRAM, 0, parcel));
+	CHECK(write(stream[0], "half-read", 9) - 9);
+	CHECK(read(stream[1], much, 5) - 5);
+	memset(much, 'z', sizeof much);
+	CHECK(write(stream[0], much, sizeof much) - (long)sizeof much);
+	CHECK(shutdown(stream[0], SHUT_WR));
+	CHECK(write(packets[0], "one", 3) - 3);
+	CHECK(send(packets[0], "", 0, 0));
+	CHECK(write(packets[0], "three", 5) - 5);
+	union {
+		struct cmsghdr head;
+		char bytes[CMSG_SPACE(sizeof(int))];
+	} control = {.head = {CMSG_LEN(sizeof(int)), SOL_SOCKET, SCM_RIGHTS}};
+	memcpy(CMSG_DATA(&control.head), &inside, sizeof inside);
+	struct iovec part = {"parcel", 6};
+	struct msghdr message = {NULL, 0, &part, 1, &control, CMSG_LEN(sizeof(int)), 0};
+	CHECK(sendmsg(parcel[0], &message, 0) - 6);
+	close(inside);
+	printf("unread %d %d %d %d\n", stream[0], stream[1], packets[1], parcel[1]);
+}
+
+/* A ring with one request that a kernel thread waits with for ever. */
+static void ring(void)
+{
+	struct io_uring_params params = {0};
+	int fd = syscall(SYS_io_uring_setup, 8, &params), ends[2];
+	static char nothing[8];
+	if (fd < 0)
+		return; /* this kernel has none */
+	char *rings = mmap(NULL, params.sq_off.array + 8 * 4, PROT_READ | PROT_WRITE, MAP_SHARED, fd,
+			   IORING_OFF_SQ_RING);
+	struct io_uring_sqe *entries = mmap(NULL, 8 * sizeof *entries, PROT_READ | PROT_WRITE,
+					    MAP_SHARED, fd, IORING_OFF_SQES);
+	CHECK(pipe(ends));
+	entries[0] = (struct io_uring_sqe){.opcode = IORING_OP_READ,
+					   .flags = IOSQE_ASYNC,
+					   .fd = ends[0],
+					   .addr = (unsigned long)nothing,
+					   .len = 8};
+	*(unsigned *)(rings + params.sq_off.array) = 0;
+	__atomic_store_n((unsigned *)(rings + params.sq_off.tail), 1, __ATOMIC_RELEASE);
+	CHECK(syscall(SYS_io_uring_enter, fd, 1, 0, 0, NULL, 0) - 1);
+	printf("ring %d\n", fd);
+}
+
 static void memories(void)
 {
 	int memfd = memfd_create("zoomem", MFD_ALLOW_SEALING);
@@ -391,6 +460,9 @@ int main(void)
 	printf("\nzoo %d\n", getpid());
 	process();
 	descriptors();
+	edges();
+	messages();
+	ring();
 	memories();
 	void *(*threads[])(void *) = {
 		sleeper, waiter, reader, parent, suspended, expecting, poller, restarted,

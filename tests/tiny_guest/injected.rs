@@ -2,7 +2,8 @@
 //! that are injected into it. That process is a fork of the test, so guest
 //! memory is there already, at its old address.
 
-use crate::machine::{Device, MEMORY, Machine, chain, handle_exit};
+use crate::device::{Device, handle_exit};
+use crate::machine::{MEMORY, Machine, chain};
 use kvm_bindings::kvm_run;
 use std::time::Duration;
 use vm_memory::{GuestAddress, GuestMemoryBackend};

@@ -1,94 +1,23 @@
 //! A VMM of the smallest kind: memory, vCPUs and one device.
 
-use crate::programs::{FAULT_PORT, Mode, program};
+use crate::arriving;
+use crate::boot::{CODE, CODE_SIZE, HANDLER, start, write_gate, write_tables};
+use crate::device::{Device, handle_exit};
+use crate::programs::{Mode, program};
 use kvm_bindings::*;
 use kvm_ioctls::{IoEventAddress, Kvm, NoDatamatch, VcpuExit, VcpuFd, VmFd};
 use std::collections::BTreeMap;
 use std::os::fd::{AsRawFd, FromRawFd};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 use vmm_sys_util::eventfd::EventFd;
-use vmrestore::dataset::{FidelityLevel, IoEventFd, IrqFd, IrqRoute, IrqRouteTarget, ObjectId, Vm};
+use vmrestore::dataset::{
+    CoalescedZone, FidelityLevel, IoEventFd, IrqFd, IrqRoute, IrqRouteTarget, ObjectId,
+    PmuEventFilter, Vm, VmCaps,
+};
 use vmrestore::restore::kvm::{self, KvmError};
 use vmrestore::sys::local_syscalls::LocalSyscalls;
 
 pub const MEMORY: usize = 1 << 20;
-const GDT: u64 = 0x500;
-pub const IDT: u64 = 0x600;
-const PML4: u64 = 0x1000;
-const PDPT: u64 = 0x2000;
-const PAGE_DIRECTORY: u64 = 0x3000;
-pub const CODE: u64 = 0x8000;
-const CODE_SIZE: usize = 0x800;
-const HANDLER: u64 = 0x9000;
-const STACK_TOP: u64 = 0x7ff0;
-pub const DATA: u64 = 0x10000;
-
-/// What crossed the border between guest and device.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Event {
-    Out { port: u16, data: Vec<u8> },
-    In { port: u16, data: Vec<u8> },
-    Write { address: u64, data: Vec<u8> },
-    Read { address: u64, data: Vec<u8> },
-}
-
-/// A device whose every answer is another, so that an answer given twice, or
-/// one that the guest never got, shows.
-#[derive(Default)]
-pub struct Device {
-    answers: u32,
-    pub log: Vec<Event>,
-}
-
-impl Device {
-    fn answer(&mut self, data: &mut [u8]) -> Vec<u8> {
-        for byte in data.iter_mut() {
-            self.answers = self
-                .answers
-                .wrapping_mul(1_664_525)
-                .wrapping_add(1_013_904_223);
-            *byte = (self.answers >> 24) as u8;
-        }
-        data.to_vec()
-    }
-
-    fn handle(&mut self, exit: VcpuExit) {
-        let event = match exit {
-            VcpuExit::IoOut(FAULT_PORT, data) => panic!("the guest found fault {data:?}"),
-            VcpuExit::IoOut(port, data) => Event::Out {
-                port,
-                data: data.to_vec(),
-            },
-            VcpuExit::IoIn(port, data) => Event::In {
-                port,
-                data: self.answer(data),
-            },
-            VcpuExit::MmioWrite(address, data) => Event::Write {
-                address,
-                data: data.to_vec(),
-            },
-            VcpuExit::MmioRead(address, data) => Event::Read {
-                address,
-                data: self.answer(data),
-            },
-            other => panic!("unexpected exit {other:?}; log ends {:?}", self.tail()),
-        };
-        self.log.push(event);
-    }
-
-    fn tail(&self) -> &[Event] {
-        &self.log[self.log.len().saturating_sub(3)..]
-    }
-
-    /// The bytes written to a port.
-    pub fn said(&self, wanted: u16) -> String {
-        let bytes = self.log.iter().filter_map(|event| match event {
-            Event::Out { port, data } if *port == wanted => Some(data.as_slice()),
-            _ => None,
-        });
-        String::from_utf8_lossy(&bytes.collect::<Vec<_>>().concat()).into_owned()
-    }
-}
 
 /// A VM with its memory. Fields are dropped in this order.
 pub struct Machine {
@@ -98,6 +27,7 @@ pub struct Machine {
     pub memory: GuestMemoryMmap,
     pub chips: Chips,
     pub wiring: Wiring,
+    pub caps: VmCaps,
 }
 
 /// What was wired to the VM; KVM has no call that would say.
@@ -107,6 +37,7 @@ pub struct Wiring {
     pub irqfds: Vec<IrqFd>,
     pub ioeventfds: Vec<IoEventFd>,
     pub eventfds: BTreeMap<ObjectId, EventFd>,
+    pub zones: Vec<CoalescedZone>,
 }
 
 /// The device's interrupt vector.
@@ -182,6 +113,10 @@ impl Machine {
             memory,
             chips,
             wiring: Wiring::default(),
+            caps: VmCaps {
+                guest_can_read_msr_platform_info: true,
+                ..Default::default()
+            },
         }
     }
 
@@ -238,6 +173,78 @@ impl Machine {
         });
     }
 
+    /// Writes to this range are batched.
+    pub fn coalesce(&mut self, address: u64, size: u32) {
+        let at = IoEventAddress::Mmio(address);
+        self.vm.register_coalesced_mmio(at, size).expect("zone");
+        self.wiring.zones.push(CoalescedZone {
+            address,
+            size,
+            pio: false,
+        });
+    }
+
+    fn enable(&self, cap: u32, value: u64) -> bool {
+        let mut argument = kvm_enable_cap {
+            cap,
+            ..Default::default()
+        };
+        argument.args[0] = value;
+        self.vm.enable_cap(&argument).is_ok()
+    }
+
+    /// Exceptions' payloads are the VMM's to deliver.
+    pub fn deliver_payloads(&mut self) {
+        assert!(self.enable(KVM_CAP_EXCEPTION_PAYLOAD, 1));
+        self.caps.exception_payload = true;
+    }
+
+    /// Triple faults that wait are told.
+    pub fn report_triple_faults(&mut self) -> bool {
+        self.caps.triple_fault_event = self.enable(KVM_CAP_X86_TRIPLE_FAULT_EVENT, 1);
+        self.caps.triple_fault_event
+    }
+
+    /// Sets filters, for which KVM has no call that would tell them.
+    pub fn filter(&mut self) {
+        if self.enable(KVM_CAP_X86_USER_SPACE_MSR, 7) {
+            self.caps.user_space_msr_mask = 7;
+        }
+        let filter = PmuEventFilter {
+            action: 1,
+            fixed_counter_bitmap: 5,
+            flags: 0,
+            events: vec![0x00c0, 0x01c2, 0x4f2e],
+        };
+        let mut words = vec![filter.action, 3, filter.fixed_counter_bitmap, 0, 0, 0, 0, 0];
+        for event in &filter.events {
+            words.extend([*event as u32, 0]);
+        }
+        const KVM_SET_PMU_EVENT_FILTER: u64 = 0x4020_aeb2;
+        // SAFETY: KVM reads the filter's 32 bytes and the three events behind.
+        let done = unsafe {
+            libc::ioctl(
+                self.vm.as_raw_fd(),
+                KVM_SET_PMU_EVENT_FILTER as _,
+                words.as_ptr(),
+            )
+        };
+        if done == 0 {
+            self.caps.pmu_event_filter = Some(filter);
+        }
+    }
+
+    /// Lets the VMM answer hypercalls; whether this KVM does.
+    pub fn pass_hypercalls(&mut self) -> bool {
+        // KVM_HC_MAP_GPA_RANGE (linux/kvm_para.h).
+        const MAP_GPA_RANGE: u64 = 1 << 12;
+        let passes = self.enable(KVM_CAP_EXIT_HYPERCALL, MAP_GPA_RANGE);
+        if passes {
+            self.caps.exit_hypercall = MAP_GPA_RANGE;
+        }
+        passes
+    }
+
     /// What has been signalled on an eventfd since it was last asked.
     pub fn rings(&self, id: ObjectId) -> u64 {
         self.wiring.eventfds[&id].read().unwrap_or(0)
@@ -281,6 +288,7 @@ impl Machine {
             memory: mapping,
             chips,
             wiring,
+            caps,
         } = self;
         drop((vcpus, vm, kvm));
         let put = |bytes: &[u8]| mapping.write_slice(bytes, GuestAddress(0)).expect("memory");
@@ -292,7 +300,12 @@ impl Machine {
         let mut sys = unsafe { LocalSyscalls::new() };
         let eventfds = |id| wiring.eventfds.get(&id).map(AsRawFd::as_raw_fd);
         let files = kvm::create(&mut sys, &vms, &eventfds)?;
-        put(&memory);
+        if arriving::wanted() {
+            let at = mapping.get_host_address(GuestAddress(0)).expect("address");
+            arriving::later(at as u64, memory);
+        } else {
+            put(&memory);
+        }
         let notes = kvm::finish(&mut sys, &vms, &files, &eventfds)?;
         for note in notes.iter().filter(|n| n.level == FidelityLevel::Lost) {
             eprintln!("lost: {} {}: {}", note.subject, note.what, note.how);
@@ -317,6 +330,7 @@ impl Machine {
                 memory: mapping,
                 chips,
                 wiring,
+                caps,
             })
         }
     }
@@ -357,147 +371,6 @@ pub fn handle_pending(vcpu: &mut VcpuFd, device: &mut Device) {
     // SAFETY: the run area is mapped as long as the vCPU; nobody else has
     // a reference to it; the kernel wrote it.
     unsafe { handle_exit(run, device) };
-}
-
-/// Handles an exit.
-///
-/// # Safety
-/// `run` is the start of a vCPU's area, or of a copy of its first two pages,
-/// as the kernel wrote it.
-pub unsafe fn handle_exit(run: *mut kvm_run, device: &mut Device) {
-    // SAFETY: the caller's promise; the exit reason names the union's member,
-    // and data_offset lies within the area.
-    let exit = unsafe {
-        match (*run).exit_reason {
-            KVM_EXIT_IO => {
-                let io = (*run).__bindgen_anon_1.io;
-                let at = run.cast::<u8>().add(io.data_offset as usize);
-                let len = usize::from(io.size) * io.count as usize;
-                let data = std::slice::from_raw_parts_mut(at, len);
-                match u32::from(io.direction) {
-                    KVM_EXIT_IO_IN => VcpuExit::IoIn(io.port, data),
-                    _ => VcpuExit::IoOut(io.port, data),
-                }
-            }
-            KVM_EXIT_MMIO => {
-                let mmio = &mut (*run).__bindgen_anon_1.mmio;
-                let data = &mut mmio.data[..mmio.len as usize];
-                match mmio.is_write {
-                    0 => VcpuExit::MmioRead(mmio.phys_addr, data),
-                    _ => VcpuExit::MmioWrite(mmio.phys_addr, data),
-                }
-            }
-            reason => panic!("no exit of a device waits, but reason {reason}"),
-        }
-    };
-    device.handle(exit);
-}
-
-const CODE_SELECTOR: u16 = 8;
-const DATA_SELECTOR: u16 = 16;
-
-fn descriptor(mode: Mode, code: bool) -> (u64, kvm_segment) {
-    let long = u8::from(code && mode == Mode::Long);
-    let type_ = if code { 0xb } else { 3 };
-    let db = 1 - long;
-    let flags = 0xc000 & !(u64::from(long) << 14) | u64::from(long) << 13;
-    let access = 0x90 | u64::from(type_);
-    let raw = 0xffff | (access | flags | 0xf00) << 40;
-    let segment = kvm_segment {
-        limit: 0xffff_ffff,
-        selector: if code { CODE_SELECTOR } else { DATA_SELECTOR },
-        type_,
-        present: 1,
-        db,
-        s: 1,
-        l: long,
-        g: 1,
-        ..Default::default()
-    };
-    (raw, segment)
-}
-
-fn write_tables(memory: &GuestMemoryMmap, mode: Mode) {
-    let put = |at: u64, value: u64| memory.write_obj(value, GuestAddress(at)).expect("tables");
-    put(GDT + u64::from(CODE_SELECTOR), descriptor(mode, true).0);
-    put(GDT + u64::from(DATA_SELECTOR), descriptor(mode, false).0);
-    // Present, writable; the first GiB in pages of 2 MiB.
-    put(PML4, PDPT | 3);
-    put(PDPT, PAGE_DIRECTORY | 3);
-    for n in 0..512 {
-        put(PAGE_DIRECTORY + n * 8, n << 21 | 0x83);
-    }
-}
-
-fn write_gate(memory: &GuestMemoryMmap, mode: Mode, vector: u8, handler: u64) {
-    let low = handler & 0xffff | u64::from(CODE_SELECTOR) << 16 | 0x8e00 << 32;
-    let (size, raw) = match mode {
-        Mode::Long => (16, low),
-        Mode::Protected => (8, low),
-    };
-    let at = IDT + u64::from(vector) * size;
-    memory.write_obj(raw, GuestAddress(at)).expect("IDT");
-}
-
-fn start(vcpu: &VcpuFd, mode: Mode, id: u64, chips: Chips) {
-    let mut sregs = vcpu.get_sregs().expect("sregs");
-    let data = descriptor(mode, false).1;
-    sregs.cs = descriptor(mode, true).1;
-    (sregs.ds, sregs.es, sregs.fs, sregs.gs, sregs.ss) = (data, data, data, data, data);
-    sregs.gdt = kvm_dtable {
-        base: GDT,
-        limit: 23,
-        ..Default::default()
-    };
-    sregs.idt = kvm_dtable {
-        base: IDT,
-        limit: 0x4ff,
-        ..Default::default()
-    };
-    const PE_MP_ET_NE: u64 = 0x33;
-    const PG: u64 = 1 << 31;
-    const PAE: u64 = 1 << 5;
-    const OSFXSR_OSXMMEXCPT: u64 = 0x600;
-    const LME_LMA: u64 = 0x500;
-    const X2APIC_ENABLED: u64 = 0xc00;
-    sregs.cr0 = PE_MP_ET_NE;
-    sregs.cr4 = OSFXSR_OSXMMEXCPT;
-    if mode == Mode::Long {
-        sregs.cr0 |= PG;
-        sregs.cr3 = PML4;
-        sregs.cr4 |= PAE;
-        sregs.efer = LME_LMA;
-    }
-    if chips != Chips::None {
-        sregs.apic_base |= X2APIC_ENABLED;
-    }
-    vcpu.set_sregs(&sregs).expect("sregs");
-    vcpu.set_regs(&kvm_regs {
-        rip: CODE + id * CODE_SIZE as u64,
-        rflags: 2,
-        rsp: STACK_TOP - id * 0x400,
-        rbx: DATA + id * 0x4000,
-        rbp: 0x1234_5678,
-        ..Default::default()
-    })
-    .expect("regs");
-    // XMM1: each 32-bit lane 1. (KVM_SET_FPU would leave XSTATE_BV alone, and
-    // the CPU take the registers for unused.)
-    const MXCSR: usize = 24 / 4;
-    const XMM1: usize = 176 / 4;
-    const XSTATE_BV: usize = 512 / 4;
-    let mut xsave = vcpu.get_xsave().expect("XSAVE");
-    xsave.region[MXCSR] = 0x1f80;
-    xsave.region[XMM1..XMM1 + 4].fill(1);
-    xsave.region[XSTATE_BV] |= 3;
-    // SAFETY: without AMX, KVM reads no more than the struct's 4096 bytes.
-    unsafe { vcpu.set_xsave(&xsave) }.expect("XSAVE");
-    if chips != Chips::None {
-        let state = kvm_mp_state {
-            mp_state: KVM_MP_STATE_RUNNABLE,
-        };
-        vcpu.set_mp_state(state).expect("mp_state");
-    }
 }
 
 /// An error with its causes.

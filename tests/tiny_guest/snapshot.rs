@@ -41,15 +41,13 @@ pub fn read(machine: &mut Machine) -> d::Vm {
         routes: machine.wiring.routes.clone(),
         irqfds: machine.wiring.irqfds.clone(),
         ioeventfds: machine.wiring.ioeventfds.clone(),
-        coalesced_zones: Vec::new(),
+        coalesced_zones: machine.wiring.zones.clone(),
         clock: d::VmClock {
             clock_ns: machine.vm.get_clock().expect("clock").clock,
+            realtime_ns: None,
         },
         default_tsc_khz: 0,
-        caps: d::VmCaps {
-            guest_can_read_msr_platform_info: true,
-            ..Default::default()
-        },
+        caps: machine.caps.clone(),
         tss_addr: (machine.chips == Chips::Kernel).then_some(0xfffb_d000),
         identity_map_addr: None,
         vcpus,
@@ -69,7 +67,7 @@ fn read_vcpu(machine: &mut Machine, n: usize) -> d::Vcpu {
             .map(d::Blob)
             .collect()
     };
-    let msrs = msr_indices
+    let msrs: Vec<_> = msr_indices
         .as_slice()
         .iter()
         .filter_map(|&index| {
@@ -84,10 +82,13 @@ fn read_vcpu(machine: &mut Machine, n: usize) -> d::Vcpu {
             })
         })
         .collect();
+    // First: a start-up IPI that waits is taken now, and changes registers.
+    let mp_state = vcpu.get_mp_state().expect("mp_state").mp_state;
     let r = vcpu.get_regs().expect("regs");
     let debug = vcpu.get_debug_regs().expect("debug registers");
     let xsave = vcpu.get_xsave().expect("XSAVE");
     let cpuid = vcpu.get_cpuid2(KVM_MAX_CPUID_ENTRIES).expect("CPUID");
+    let nested = nested(vcpu).map(d::Blob);
     let lapic = (machine.chips != Chips::None).then(|| d::Lapic {
         regs: d::Blob(
             (vcpu.get_lapic().expect("LAPIC").regs.iter())
@@ -95,6 +96,11 @@ fn read_vcpu(machine: &mut Machine, n: usize) -> d::Vcpu {
                 .collect(),
         ),
     });
+    // Machine checks as far as the VMM has set them up: MCG_CAP.
+    let mcg_cap = msrs
+        .iter()
+        .find(|m: &&d::MsrEntry| m.index == 0x179)
+        .map_or(0, |m| m.value);
     d::Vcpu {
         id: vcpu_id(n),
         vcpu_id: n as u32,
@@ -145,10 +151,10 @@ fn read_vcpu(machine: &mut Machine, n: usize) -> d::Vcpu {
         lapic,
         msrs,
         tsc_khz: vcpu.get_tsc_khz().expect("TSC kHz"),
-        mcg_cap: 0,
+        mcg_cap,
         events: events(&vcpu.get_vcpu_events().expect("events")),
-        mp_state: vcpu.get_mp_state().expect("mp_state").mp_state,
-        nested: None,
+        mp_state,
+        nested,
         signal_mask: None,
         vapic_addr: 0,
         tpr_access_reporting: false,
@@ -158,6 +164,31 @@ fn read_vcpu(machine: &mut Machine, n: usize) -> d::Vcpu {
         exit_in_flight,
         exit_unreported: false,
     }
+}
+
+/// What KVM_GET_NESTED_STATE says of a vCPU that has SVM on.
+pub fn nested(vcpu: &kvm_ioctls::VcpuFd) -> Option<Vec<u8>> {
+    const SVME: u64 = 1 << 12;
+    if vcpu.get_sregs().expect("sregs").efer & SVME == 0 {
+        return None;
+    }
+    // struct kvm_nested_state with one VMCB: flags, format, size; header; data.
+    const KVM_GET_NESTED_STATE: u64 = 0xc080_aebe;
+    let mut words = vec![0_u64; (128 + 8192) / 8];
+    words[0] = (128 + 8192) << 32;
+    // SAFETY: KVM writes no more than the size that it is told.
+    let done = unsafe {
+        libc::ioctl(
+            std::os::fd::AsRawFd::as_raw_fd(vcpu),
+            KVM_GET_NESTED_STATE as _,
+            words.as_mut_ptr(),
+        )
+    };
+    assert_eq!(done, 0, "KVM_GET_NESTED_STATE");
+    let len = (words[0] >> 32) as usize;
+    let mut bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
+    bytes.truncate(len);
+    Some(bytes)
 }
 
 /// What `arch.complete_userspace_io` of the dead kernel would have been. KVM
@@ -180,13 +211,17 @@ fn exit_in_flight(machine: &mut Machine, n: usize) -> Option<d::ExitInFlight> {
                 _ => return None,
             }
         }
+        KVM_EXIT_X86_RDMSR => "complete_fast_rdmsr",
+        KVM_EXIT_X86_WRMSR => "complete_fast_msr_access",
+        KVM_EXIT_HYPERCALL => "complete_hypercall_exit",
         _ => return None,
     };
     Some(d::ExitInFlight {
         reason,
         completion: completion.into(),
-        mmio_pieces_left: 0,
-        mmio_pieces_done: 0,
+        mmio_write: Vec::new(),
+        mmio_answered: d::Blob(Vec::new()),
+        refused: None,
     })
 }
 
@@ -241,7 +276,7 @@ fn events(e: &kvm_vcpu_events) -> d::VcpuEvents {
         exception_nr: e.exception.nr,
         exception_has_error_code: e.exception.has_error_code != 0,
         exception_error_code: e.exception.error_code,
-        exception_payload: None,
+        exception_payload: (e.exception_has_payload != 0).then_some(e.exception_payload),
         interrupt_injected: e.interrupt.injected != 0,
         interrupt_nr: e.interrupt.nr,
         interrupt_soft: e.interrupt.soft != 0,
@@ -254,7 +289,7 @@ fn events(e: &kvm_vcpu_events) -> d::VcpuEvents {
         smi_pending: e.smi.pending != 0,
         smm_inside_nmi: e.smi.smm_inside_nmi != 0,
         smi_latched_init: e.smi.latched_init != 0,
-        triple_fault_pending: false,
+        triple_fault_pending: e.triple_fault.pending != 0,
     }
 }
 

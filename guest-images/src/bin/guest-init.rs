@@ -4,48 +4,61 @@
 //! line after the other for ever:
 //!
 //! ```text
-//! L nonce=… n=… sum=… live=… verify=ok seq=… disk=ok simd=ok:…,ok:… t=… crc=…
+//! L nonce=… n=… sum=… live=… verify=ok seq=… disk=ok simd=ok:…,ok:… clock=ok:… wall=… t=… crc=…
 //! ```
 //!
 //! | field | says |
 //! |---|---|
 //! | `sum`, `live`, `verify` | 32 MiB of pattern and a ring of changing pages, all read and compared for this line |
-//! | `seq`, `disk` | last block written with O_DIRECT to the virtio disk, and whether it and a window of older blocks read back right; `-` without a disk |
+//! | `seq`, `disk` | last block written with O_DIRECT to every disk, and whether it and a window of older blocks read back right; `-` without a disk |
 //! | `simd` | for each CPU a thread that counts in vector registers: `ok:blocks`, or `stale<k>:blocks` when k blocks lost their registers |
+//! | `clock` | `ok:readings`, or which clock went back, by how much and between which CPUs (`clock.rs`) |
+//! | `wall` | CLOCK_REALTIME in milliseconds |
 //! | `t` | CLOCK_MONOTONIC in milliseconds |
 //!
 //! It never stops on what is wrong, it says it. The ACPI power button ends it.
 //! Options on the kernel's command line: `lab.pause=MILLISECONDS` between
-//! lines, `lab.simd=duty|busy|off`.
+//! lines, `lab.simd=duty|busy|off`; of disks and network: see
+//! `disk` and `net`.
 
 use std::ffi::CString;
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Write};
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::OpenOptionsExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
+use vmrestore_guest_images::clock::{Clocks, nanoseconds};
+use vmrestore_guest_images::disk::Disks;
 use vmrestore_guest_images::line::sealed;
 use vmrestore_guest_images::pattern::{LivePages, Pattern, mix};
+use vmrestore_guest_images::{net, ports};
 
 /// Bytes of pattern that every line covers.
 const PATTERN_BYTES: usize = 32 << 20;
-/// Bytes of one disk block.
-const BLOCK: usize = 4096;
-/// Older blocks read back for each line.
-const WINDOW: u64 = 8;
 /// Modules in the initramfs, in order of dependency; absent ones are skipped.
-const MODULES: [&str; 8] = [
+const MODULES: [&str; 19] = [
     "virtio_ring",
     "virtio",
     "virtio_pci_modern_dev",
     "virtio_pci_legacy_dev",
     "virtio_pci",
+    "virtio_mmio",
     "virtio_blk",
     "button",
     "evdev",
+    "failover",
+    "net_failover",
+    "virtio_net",
+    "virtio_console",
+    "virtio-rng",
+    "virtio_balloon",
+    "scsi_common",
+    "scsi_mod",
+    "virtio_scsi",
+    "sd_mod",
 ];
 
 static POWER_OFF: AtomicBool = AtomicBool::new(false);
@@ -74,9 +87,14 @@ fn main() {
     let nonce = draw_nonce();
     let pattern = Pattern::new(nonce, PATTERN_BYTES);
     let mut live = LivePages::new(nonce);
-    let disk = Disk::find();
+    let disks = Disks::find(nonce, option);
     let counters = start_simd(&simd_mode);
-    say(&mut serial, &sealed(&format!("BOOT nonce={nonce:016x}")));
+    net::start(nonce, option);
+    ports::start(nonce);
+    let clocks = Clocks::watch(cpus(), bind_to_cpu);
+    let rings = disks.rings();
+    let boot = format!("BOOT nonce={nonce:016x} ring={rings}");
+    say(&mut serial, &sealed(&boot));
 
     for n in 1u64.. {
         let (sum, bad) = pattern.verify();
@@ -86,10 +104,7 @@ fn main() {
         } else {
             format!("BAD:{bad}:{live_bad}")
         };
-        let (seq, disk_state) = match &disk {
-            None => ("-".to_owned(), "-".to_owned()),
-            Some(disk) => (n.to_string(), disk.write_and_verify(nonce, n)),
-        };
+        let (seq, disk_state) = disks.write_and_verify(nonce, n);
         let simd: Vec<String> = counters.iter().map(|c| c.to_string()).collect();
         let simd = if simd.is_empty() {
             "-".to_owned()
@@ -100,8 +115,9 @@ fn main() {
             &mut serial,
             &sealed(&format!(
                 "L nonce={nonce:016x} n={n} sum={sum:016x} live={live_sum:016x} verify={verify} \
-                 seq={seq} disk={disk_state} simd={simd} t={}",
-                monotonic_ms()
+                 seq={seq} disk={disk_state} simd={simd} clock={clocks} wall={} t={}",
+                milliseconds(libc::CLOCK_REALTIME),
+                milliseconds(libc::CLOCK_MONOTONIC),
             )),
         );
         if POWER_OFF.load(Ordering::Relaxed) {
@@ -188,14 +204,12 @@ fn draw_nonce() -> u64 {
     mix(u64::from_le_bytes(bytes), tsc)
 }
 
-fn monotonic_ms() -> u64 {
-    let mut now = libc::timespec {
-        tv_sec: 0,
-        tv_nsec: 0,
-    };
-    // SAFETY: a valid timespec to fill.
-    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &mut now) };
-    now.tv_sec as u64 * 1000 + now.tv_nsec as u64 / 1_000_000
+fn milliseconds(clock: libc::clockid_t) -> u64 {
+    nanoseconds(clock) / 1_000_000
+}
+
+fn cpus() -> usize {
+    std::thread::available_parallelism().map_or(1, |n| n.get())
 }
 
 /// A thread for each input device: KEY_POWER asks the main loop to end.
@@ -218,76 +232,6 @@ fn watch_power_button() {
                 }
             }
         });
-    }
-}
-
-/// Memory aligned for O_DIRECT.
-#[repr(C, align(4096))]
-struct Block([u8; BLOCK]);
-
-/// The virtio disk, used as a ring of blocks.
-struct Disk {
-    file: File,
-    blocks: u64,
-}
-
-impl Disk {
-    /// `/dev/vda`, once it is there; a guest without a disk waits for nothing
-    /// but this half second.
-    fn find() -> Option<Self> {
-        for _ in 0..10 {
-            if let Ok(file) = OpenOptions::new()
-                .read(true)
-                .write(true)
-                .custom_flags(libc::O_DIRECT)
-                .open("/dev/vda")
-            {
-                let sectors = std::fs::read_to_string("/sys/block/vda/size").ok()?;
-                let blocks = sectors.trim().parse::<u64>().ok()? / (BLOCK as u64 / 512);
-                return Some(Self { file, blocks });
-            }
-            std::thread::sleep(Duration::from_millis(50));
-        }
-        None
-    }
-
-    /// Block `seq`: its words are the nonce, `seq`, then the mixed stream.
-    fn content(nonce: u64, seq: u64, block: &mut Block) {
-        for (i, word) in block.0.chunks_exact_mut(8).enumerate() {
-            let value = match i {
-                0 => nonce,
-                1 => seq,
-                // Runs of equal words again, for the dump's size.
-                _ => mix(nonce ^ seq, (i / 8) as u64),
-            };
-            word.copy_from_slice(&value.to_le_bytes());
-        }
-    }
-
-    /// Writes block `seq`, then reads it and a window of older ones.
-    fn write_and_verify(&self, nonce: u64, seq: u64) -> String {
-        let mut block = Box::new(Block([0; BLOCK]));
-        let mut want = Box::new(Block([0; BLOCK]));
-        let at = |seq: u64| seq % self.blocks * BLOCK as u64;
-        Self::content(nonce, seq, &mut block);
-        if let Err(error) = self.file.write_all_at(&block.0, at(seq)) {
-            return format!("BAD:write:{}", error.raw_os_error().unwrap_or(0));
-        }
-        // The window of newest blocks, and one that wanders through all that
-        // the ring still holds.
-        let oldest = (seq + 1).saturating_sub(self.blocks).max(1);
-        let wanderer = oldest + mix(nonce, seq) % (seq - oldest + 1);
-        let newest = seq.saturating_sub(WINDOW).max(oldest);
-        for old in (newest..=seq).chain([wanderer]) {
-            if let Err(error) = self.file.read_exact_at(&mut block.0, at(old)) {
-                return format!("BAD:read:{old}:{}", error.raw_os_error().unwrap_or(0));
-            }
-            Self::content(nonce, old, &mut want);
-            if block.0 != want.0 {
-                return format!("BAD:content:{old}");
-            }
-        }
-        "ok".into()
     }
 }
 
@@ -314,8 +258,7 @@ fn start_simd(mode: &str) -> Vec<Arc<SimdCount>> {
         return Vec::new();
     }
     let rest = Duration::from_millis(if mode == "busy" { 0 } else { 30 });
-    let cpus = std::thread::available_parallelism().map_or(1, |n| n.get());
-    (0..cpus)
+    (0..cpus())
         .map(|cpu| {
             let count = Arc::new(SimdCount::default());
             let seen = Arc::clone(&count);

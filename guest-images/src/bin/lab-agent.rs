@@ -7,6 +7,7 @@
 //! |---|---|
 //! | `RUN id seconds LEN` + command | runs it under `/bin/sh -c`; answers `DONE` |
 //! | `FOLLOW name LEN` + path | streams the file's bytes from its start, and all that come |
+//! | `BEAT` | interrupts every CPU of the host |
 //! | `OFF` | kills all, unmounts, turns the machine off |
 //!
 //! Frames to the lab: `HELLO`, `DONE id code outlen errlen` + both outputs
@@ -30,12 +31,27 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 /// Loaded in this order where present.
-const MODULES: [&str; 5] = [
+const MODULES: [&str; 20] = [
     "irqbypass",
     "kvm",
     "kvm-amd",
     "qemu_fw_cfg",
     "virtio_console",
+    "tun",
+    "tap",
+    "vhost_iotlb",
+    "vhost",
+    "vhost_net",
+    "llc",
+    "stp",
+    "bridge",
+    "vsock",
+    "vmw_vsock_virtio_transport_common",
+    "vhost_vsock",
+    "libcrc32c",
+    "xfs",
+    "loop",
+    "dm-mod",
 ];
 /// Disks by their serial number, and where they go.
 const DISKS: [(&str, &str, libc::c_ulong); 3] = [
@@ -73,6 +89,19 @@ fn main() {
     }
 }
 
+/// Whether a path is on a file system that lives in memory.
+fn is_in_memory(path: &str) -> bool {
+    let Ok(path) = std::ffi::CString::new(path) else {
+        return false;
+    };
+    // SAFETY: made of integers; zero is a value of each.
+    let mut facts: libc::statfs = unsafe { std::mem::zeroed() };
+    // SAFETY: a NUL-terminated path, and a live structure of the call's own type.
+    let done = unsafe { libc::statfs(path.as_ptr(), &raw mut facts) };
+    const RAMFS_MAGIC: i64 = 0x8584_58f6;
+    done == 0 && [libc::TMPFS_MAGIC, RAMFS_MAGIC].contains(&facts.f_type)
+}
+
 fn set_up() {
     mount("proc", "proc", "/proc", 0);
     mount("sysfs", "sysfs", "/sys", 0);
@@ -85,7 +114,11 @@ fn set_up() {
         ("cgroup2", "/sys/fs/cgroup"),
     ] {
         let _ = std::fs::create_dir_all(at);
-        mount(kind, kind, at, 0);
+        // Where the root is in memory somebody may be using /tmp already: makedumpfile, which saves a
+        // dump in a capture kernel, has its notes there.
+        if at != "/tmp" || !is_in_memory(at) {
+            mount(kind, kind, at, 0);
+        }
     }
     for module in MODULES {
         let Ok(file) = File::open(format!("/lib/modules/lab/{module}.ko")) else {
@@ -100,6 +133,9 @@ fn set_up() {
             );
         }
     }
+    let _ = Command::new("/bin/busybox")
+        .args(["ip", "link", "set", "lo", "up"])
+        .status();
     for (serial, at, flags) in DISKS {
         if let Some(device) = find_disk(serial)
             && !mount(&device, "ext4", at, flags)
@@ -180,6 +216,8 @@ fn serve() -> std::io::Result<()> {
         std::thread::spawn(move || follow(&followed, &out));
     }
     send(&out, "HELLO\n", &[])?;
+    let (beat, beats) = std::sync::mpsc::channel();
+    std::thread::spawn(move || visit_cpus(&beats));
     let mut input = BufReader::new(port);
     loop {
         let mut header = String::new();
@@ -202,8 +240,28 @@ fn serve() -> std::io::Result<()> {
             ["FOLLOW", name, _] => {
                 lock(&followed).insert(name.to_string(), (body, 0));
             }
+            ["BEAT"] => {
+                let _ = beat.send(());
+            }
             ["OFF", ..] => power_off(),
             _ => eprintln!("lab-agent: cannot understand {header:?}"),
+        }
+    }
+}
+
+/// Moves this thread to the next CPU at each beat: there it is woken by an
+/// interrupt, as any CPU of a real machine is many times a second. An emulated
+/// one that has lost an interrupt in a guest's exit sleeps until the next.
+fn visit_cpus(beats: &std::sync::mpsc::Receiver<()>) {
+    // SAFETY: asks for a number.
+    let cpus = unsafe { libc::sysconf(libc::_SC_NPROCESSORS_ONLN) }.max(1) as usize;
+    for (number, ()) in beats.iter().enumerate() {
+        // SAFETY: a set of CPUs may be all zeros; one CPU below its size is
+        // added; the calling thread is bound.
+        unsafe {
+            let mut set: libc::cpu_set_t = std::mem::zeroed();
+            libc::CPU_SET(number % cpus, &mut set);
+            libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &set);
         }
     }
 }

@@ -25,8 +25,8 @@ use std::fs::{File, OpenOptions};
 use std::io::{Read, Write};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use vmrestore_guest_images::line::sealed;
 use vmrestore_guest_images::pattern::{Pattern, mix};
@@ -108,9 +108,16 @@ impl<T> Monitor<T> {
 struct Progress {
     produced: AtomicU64,
     worked: AtomicU64,
-    consumed: AtomicU64,
-    sum: AtomicU64,
+    /// Items that were consumed, and the sum over them: of one moment.
+    consumed: Mutex<(u64, u64)>,
     out_of_order: AtomicU64,
+}
+
+fn tally(progress: &Progress) -> MutexGuard<'_, (u64, u64)> {
+    progress
+        .consumed
+        .lock()
+        .unwrap_or_else(|poison| poison.into_inner())
 }
 
 fn run(dir: &Path) -> std::io::Result<()> {
@@ -183,7 +190,7 @@ fn report(
 ) -> String {
     // Downstream first: each number can only be behind the one before it.
     let mapped = map.load(Ordering::SeqCst);
-    let sum_of = progress.consumed.load(Ordering::SeqCst);
+    let (consumed, sum) = *tally(progress);
     let worked = progress.worked.load(Ordering::SeqCst);
     let produced = progress.produced.load(Ordering::SeqCst);
     let heap = if heap_bad == 0 { "ok" } else { "BAD" };
@@ -192,9 +199,8 @@ fn report(
         bad => format!("BAD:{bad}"),
     };
     sealed(&format!(
-        "P nonce={nonce:016x} n={n} produced={produced} worked={worked} consumed={sum_of} \
-         done={done} sum={:016x} heap={heap} order={order} map={mapped} usr1={} usr2={usr2}",
-        progress.sum.load(Ordering::SeqCst),
+        "P nonce={nonce:016x} n={n} produced={produced} worked={worked} consumed={consumed} \
+         done={done} sum={sum:016x} heap={heap} order={order} map={mapped} usr1={} usr2={usr2}",
         USR1.load(Ordering::SeqCst),
     ))
 }
@@ -268,8 +274,10 @@ fn spawn_consumer(
                 log.write_all(line.as_bytes())?;
                 (first, batch_sum) = (id + 1, 0);
             }
-            progress.sum.store(sum, Ordering::SeqCst);
-            progress.consumed.fetch_add(1, Ordering::SeqCst);
+            {
+                let mut tally = tally(&progress);
+                *tally = (tally.0 + 1, sum);
+            }
             map.fetch_add(1, Ordering::SeqCst);
             done.write_all(&1u64.to_ne_bytes())?;
         }

@@ -3,11 +3,11 @@
 use super::findings::Findings;
 use super::pages::Row;
 use crate::cli::exit::{Exit, Failure};
-use crate::cli::list::unsupported;
+use crate::cli::this_host::join;
 use crate::extract::coverage::{Coverage, State};
 use crate::extract::{DeadHost, ExtractError, GuestCoverage};
 use crate::guest::GuestSummary;
-use crate::restore::{disks, kvm};
+use crate::restore::{disks, kvm, outside, swap};
 use crate::task::ProcessSummary;
 use serde::Serialize;
 use std::collections::BTreeSet;
@@ -144,7 +144,7 @@ fn check_guest(
         obstacle: None,
     };
     let name = report.title();
-    if let Some(why) = unsupported(guest) {
+    if let Some(why) = guest.unsupported.clone() {
         report.state = State::Unsupported;
         report.obstacle = Some(why.clone());
         findings.bad(
@@ -167,7 +167,9 @@ fn check_guest(
         memory.present,
         memory.total()
     );
-    if report.state != State::Whole {
+    // What is on a swap area can be had, if that was not used since.
+    let only_swapped = report.state == State::Partial && memory.elsewhere == 0;
+    if report.state != State::Whole && !only_swapped {
         report.obstacle = Some(found.clone());
         let hint = "see the dump's level, completeness and pages above";
         findings.bad(Exit::Refused, name, found, hint);
@@ -186,7 +188,7 @@ fn check_restorable(
     name: &str,
     findings: &mut Findings,
 ) -> Option<String> {
-    let dataset = match dead.dataset(&[pid]) {
+    let mut dataset = match dead.dataset(&[pid]) {
         Ok(dataset) => dataset,
         Err(e) => {
             let failure = Failure::from(e);
@@ -195,8 +197,23 @@ fn check_restorable(
         }
     };
     let mut obstacle = None;
+    if !dataset.swap.is_empty() {
+        let what = format!("{name}: swap");
+        match swap::open(&dataset, &dead.pages(), false) {
+            Ok(opened) => {
+                for note in opened.notes() {
+                    findings.good(&what, format!("{}: {}", note.what, note.how));
+                }
+            }
+            Err(e) => {
+                obstacle = Some(e.to_string());
+                findings.bad(Exit::Refused, what, e.to_string(), e.hint());
+            }
+        }
+    }
     let what = format!("{name}: disks");
-    match disks::check(&dataset, None, false) {
+    disks::rename_devices(&mut dataset);
+    match disks::check(&dataset, None, disks::Overrides::default()) {
         Ok(_) => findings.good(what, "as they were at the crash"),
         Err(wrong) => {
             for e in wrong {
@@ -204,6 +221,13 @@ fn check_restorable(
                 findings.bad(Exit::Refused, what.clone(), e.to_string(), e.hint());
             }
         }
+    }
+    let missing = outside::missing(&dataset);
+    if !missing.is_empty() {
+        let missing = missing.join("; ");
+        obstacle.get_or_insert_with(|| missing.clone());
+        let hint = "without what serves it the guest would see that device fail";
+        findings.bad(Exit::Refused, format!("{name}: devices"), missing, hint);
     }
     let what = format!("{name}: KVM");
     match kvm::preflight(&dataset.vms) {
@@ -233,23 +257,4 @@ fn check_restorable(
         }
     }
     obstacle
-}
-
-/// In one line; what this host lacks, with its words said once.
-fn join(texts: &BTreeSet<&str>) -> String {
-    const USES: &str = "the guest uses ";
-    const LACKS: &str = ", which this host's CPU or KVM lacks";
-    let lacking: Vec<&str> = texts
-        .iter()
-        .filter_map(|t| t.strip_prefix(USES)?.strip_suffix(LACKS))
-        .collect();
-    let mut said: Vec<String> = Vec::new();
-    if !lacking.is_empty() {
-        said.push(format!("{USES}{}{LACKS}", lacking.join(", ")));
-    }
-    let others = texts
-        .iter()
-        .filter(|t| !(t.starts_with(USES) && t.ends_with(LACKS)));
-    said.extend(others.map(|t| (*t).to_owned()));
-    said.join("; ")
 }

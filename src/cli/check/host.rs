@@ -19,7 +19,8 @@ pub(super) fn check(findings: &mut Findings) -> Vec<Advice> {
             "reserve memory with crashkernel=… and load it with kdump-tools (docs/kdump.md)",
         ),
     }
-    match read("/sys/kernel/kexec_crash_size").and_then(|s| s.parse::<u64>().ok()) {
+    let reserved = read("/sys/kernel/kexec_crash_size").and_then(|s| s.parse::<u64>().ok());
+    match reserved {
         Some(size) if size >= 96 << 20 => findings.good("crashkernel", bytes(size)),
         Some(size) => findings.bad(
             Exit::HostCannot,
@@ -52,6 +53,15 @@ pub(super) fn check(findings: &mut Findings) -> Vec<Advice> {
     } else {
         findings.good("kernel types", "the kernel carries its BTF");
     }
+    if is_module("vmrestore_keeper") {
+        findings.good("keeper", "loaded: FPU registers come back exactly");
+    } else {
+        findings.note(
+            "keeper",
+            "not loaded: guests that are on a CPU at a panic lose its FPU registers (docs/keeper.md)",
+        );
+    }
+    super::in_place::check(reserved, findings);
     advice
 }
 

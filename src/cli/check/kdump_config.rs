@@ -4,7 +4,7 @@ use serde::Serialize;
 
 /// The level that keeps guests and processes whole, and leaves out what no one misses (zeros and
 /// free pages).
-pub(super) const GOOD_LEVEL: u32 = 17;
+pub(in crate::cli) const GOOD_LEVEL: u32 = 17;
 /// Bits of the level that leave out what guests and processes need: page cache, user data.
 pub(super) const HARMFUL_BITS: u32 = 2 | 4 | 8;
 
@@ -208,17 +208,27 @@ fn levels(command: &str) -> Vec<u32> {
     if levels.is_empty() { vec![0] } else { levels }
 }
 
+/// kdump-tools' arguments for makedumpfile, by its configuration file, with another level.
+pub(in crate::cli) fn makedump_args(text: &str, level: u32) -> String {
+    let set = shell_value(text, "MAKEDUMP_ARGS").filter(|v| !v.trim().is_empty());
+    with_level(set.as_deref().unwrap_or("-c -d 31"), level)
+}
+
 /// The same command with the level that keeps guests whole.
 fn with_good_level(command: &str) -> String {
+    with_level(command, GOOD_LEVEL)
+}
+
+fn with_level(command: &str, level: u32) -> String {
     let args: Vec<&str> = words(command).collect();
     let mut out: Vec<String> = args.iter().map(|w| (*w).to_owned()).collect();
     match level_place(&args) {
         Some((index, at)) => {
             if let (Some(word), Some(old)) = (out.get_mut(index), args.get(index)) {
-                *word = format!("{}{GOOD_LEVEL}", old.get(..at).unwrap_or(""));
+                *word = format!("{}{level}", old.get(..at).unwrap_or(""));
             }
         }
-        None => out.push(format!("-d {GOOD_LEVEL}")),
+        None => out.push(format!("-d {level}")),
     }
     out.join(" ")
 }
@@ -312,6 +322,15 @@ mod tests {
         assert_eq!(split.packed.as_deref(), Some("xz"));
         assert_eq!(split.level_text(), "25", "-x takes the first -d for a file");
         assert_eq!(split.advice.line, "MAKEDUMP_ARGS=\"--split -x -d -d 17\"");
+    }
+
+    #[test]
+    fn the_level_of_the_moment_takes_the_place_of_the_configured_one() {
+        let args = |text| makedump_args(text, 31);
+        assert_eq!(args(""), "-c -d 31");
+        assert_eq!(args("MAKEDUMP_ARGS=\"-l -d 17\"\n"), "-l -d 31");
+        assert_eq!(args("MAKEDUMP_ARGS=-F"), "-F -d 31");
+        assert_eq!(makedump_args("MAKEDUMP_ARGS='-cd31'", GOOD_LEVEL), "-cd17");
     }
 
     #[test]

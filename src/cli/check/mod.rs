@@ -9,8 +9,10 @@ mod dump;
 mod findings;
 mod guests;
 mod host;
-mod kdump_config;
+pub(super) mod in_place;
+pub(super) mod kdump_config;
 mod pages;
+mod plan;
 mod reading;
 mod verdict;
 

@@ -18,7 +18,7 @@ pub(super) fn sentence(guests: &Guests, dump: &Path) -> String {
             ),
         };
     }
-    let whole = count(&guests.list, |g| g.state == State::Whole);
+    let whole = count(&guests.list, |g| g.state == State::Whole || g.restorable);
     let here: Vec<&GuestReport> = guests.list.iter().filter(|g| g.restorable).collect();
     let first = guests.list.iter().find_map(|g| g.obstacle.as_deref());
     if whole == 0 {
@@ -62,7 +62,10 @@ fn why_not_whole(guests: &[GuestReport]) -> &'static str {
         (State::Filtered, "the dump's level left the memory out"),
         (State::Truncated, "the dump ends before the end of it"),
         (State::Unreadable, "what the dump holds of it is damaged"),
-        (State::Partial, "some of it was swapped out"),
+        (
+            State::Partial,
+            "some of it is on a swap area that cannot be read here",
+        ),
         (State::Unsupported, "guests of this kind are not supported"),
     ];
     let most = reasons

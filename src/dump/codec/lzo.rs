@@ -6,7 +6,8 @@
 //! is shorter than counting. On text-like pages that is twice as fast as the crates that do without
 //! `unsafe` too, and as liblzo2 (docs/performance.md).
 //!
-//! The format: Linux Documentation/staging/lzo.rst (there is no other description of it).
+//! The format: Linux Documentation/staging/lzo.rst (there is no other description of it). Version 1
+//! of it, which the kernel calls lzo-rle, is read where the kernel itself has compressed.
 
 use std::fmt;
 
@@ -55,14 +56,31 @@ impl Lzo {
 
     /// Decodes `stored`, and returns what came out: at most a page.
     pub fn decode(&mut self, stored: &[u8]) -> Result<&[u8], LzoError> {
+        let end = self.take(stored)?;
+        let len = run::<false>(&self.input, 0, end, &mut self.output)?;
+        self.output.get(..len).ok_or(LzoError::Output)
+    }
+
+    /// The same of a stream that Linux's `lzo` or `lzo-rle` made: it may begin with its version, and
+    /// tell of runs of zeros.
+    pub fn decode_kernels(&mut self, stored: &[u8]) -> Result<&[u8], LzoError> {
+        let end = self.take(stored)?;
+        let len = match stored {
+            [17, 0, _, _, _, ..] => run::<false>(&self.input, 2, end, &mut self.output)?,
+            [17, _, _, _, _, ..] => run::<true>(&self.input, 2, end, &mut self.output)?,
+            _ => run::<false>(&self.input, 0, end, &mut self.output)?,
+        };
+        self.output.get(..len).ok_or(LzoError::Output)
+    }
+
+    fn take(&mut self, stored: &[u8]) -> Result<usize, LzoError> {
         let end = stored.len();
         if end > PAGE {
             return Err(LzoError::Output);
         }
         self.input[..end].copy_from_slice(stored);
         self.input[end..end + SLACK].fill(0);
-        let len = run(&self.input, end, &mut self.output)?;
-        self.output.get(..len).ok_or(LzoError::Output)
+        Ok(end)
     }
 }
 
@@ -78,15 +96,21 @@ enum Before {
 }
 
 /// Each copy into `output` begins inside the page, and ends in the slack at the latest.
-fn run(input: &Buffer, end: usize, output: &mut Buffer) -> Result<usize, LzoError> {
-    let (mut at, mut to) = (0, 0);
+/// With `ZEROS`, of version 1.
+fn run<const ZEROS: bool>(
+    input: &Buffer,
+    start: usize,
+    end: usize,
+    output: &mut Buffer,
+) -> Result<usize, LzoError> {
+    let (mut at, mut to) = (start, 0);
     let mut before = Before::Match;
-    if end == 0 {
+    if end <= start {
         return Err(LzoError::Input);
     }
-    if input[0] > 17 {
-        at = 1;
-        let count = usize::from(input[0]) - 17;
+    if input[start] > 17 {
+        at += 1;
+        let count = usize::from(input[start]) - 17;
         copy_literals(input, &mut at, end, output, &mut to, count)?;
         before = match count {
             1..=3 => Before::Literals,
@@ -115,9 +139,22 @@ fn run(input: &Buffer, end: usize, output: &mut Buffer) -> Result<usize, LzoErro
                 (len + 2, (low >> 2) + 1, low & 3)
             }
             16..32 => {
-                // Distances from 16 KiB on, which no page has, and the end mark.
+                // Distances from 16 KiB on, which no page has, and the end mark; in version 1 a run
+                // of zeros, of 4 at least, has the largest of these distances.
                 let low = u16::from_le_bytes(chunk(input, at));
                 at += 2;
+                if ZEROS && code & 0xf8 == 0x18 && low >= 0xfffc {
+                    let count = (usize::from(input[at]) << 3 | code & 7) + 4;
+                    at += 1;
+                    if to + count > PAGE {
+                        return Err(LzoError::Output);
+                    }
+                    output[to..to + count].fill(0);
+                    to += count;
+                    let literals = usize::from(low & 3);
+                    before = few_literals(input, &mut at, end, output, &mut to, literals)?;
+                    continue;
+                }
                 return match (code, low) {
                     (17, 0..4) if at == end => Ok(to),
                     (17, 0..4) if at < end => Err(LzoError::Rest),
@@ -144,18 +181,31 @@ fn run(input: &Buffer, end: usize, output: &mut Buffer) -> Result<usize, LzoErro
             }
         };
         copy_match(output, &mut to, len, distance)?;
-        // An end mark follows at the least.
-        if at + literals >= end {
-            return Err(LzoError::Input);
-        }
-        output[to..to + 4].copy_from_slice(&chunk::<4>(input, at));
-        at += literals;
-        to += literals;
-        before = match literals {
-            0 => Before::Match,
-            _ => Before::Literals,
-        };
+        before = few_literals(input, &mut at, end, output, &mut to, literals)?;
     }
+}
+
+/// The up to three literals behind a match.
+#[inline(always)]
+fn few_literals(
+    input: &Buffer,
+    at: &mut usize,
+    end: usize,
+    output: &mut Buffer,
+    to: &mut usize,
+    literals: usize,
+) -> Result<Before, LzoError> {
+    // An end mark follows at the least.
+    if *at + literals >= end {
+        return Err(LzoError::Input);
+    }
+    output[*to..*to + 4].copy_from_slice(&chunk::<4>(input, *at));
+    *at += literals;
+    *to += literals;
+    Ok(match literals {
+        0 => Before::Match,
+        _ => Before::Literals,
+    })
 }
 
 #[inline(always)]
@@ -364,6 +414,55 @@ mod tests {
         assert!(same > 2000 && refused > 2000, "{same} and {refused}");
     }
 
+    /// Written by hand after the description: no encoder of version 1 is to be had here.
+    #[test]
+    fn runs_of_zeros_of_the_kernels_second_version() {
+        let mut lzo = Lzo::new();
+        // "ab", 4 + 2 + 8 * 3 zeros with one literal behind, 4 + 7 + 8 * 255 more, the end.
+        let stored = [
+            17,
+            1,
+            19,
+            b'a',
+            b'b',
+            0x18 | 2,
+            0xfd,
+            0xff,
+            3,
+            b'c',
+            0x18 | 7,
+            0xfc,
+            0xff,
+            255,
+            17,
+            0,
+            0,
+        ];
+        let mut wanted = b"ab".to_vec();
+        wanted.resize(2 + 30, 0);
+        wanted.push(b'c');
+        wanted.resize(33 + 2051, 0);
+        assert!(lzo.decode_kernels(&stored).unwrap() == wanted);
+        // Not in the first version; nor is the prefix known to others.
+        let mut first = stored;
+        first[1] = 0;
+        assert_eq!(lzo.decode_kernels(&first), Err(LzoError::Distance));
+        assert!(lzo.decode(&stored).is_err());
+        // Beyond the page; cut anywhere.
+        let mut long = vec![17, 1, 18, b'a'];
+        for _ in 0..3 {
+            long.extend([0x1f, 0xfc, 0xff, 255]);
+        }
+        long.extend([17, 0, 0]);
+        assert_eq!(lzo.decode_kernels(&long), Err(LzoError::Output));
+        for len in 0..stored.len() {
+            assert!(lzo.decode_kernels(&stored[..len]).is_err(), "{len}");
+        }
+        // Without a version it is what everybody writes.
+        let plain = lzokay::compress::compress(&[7; 4096]).unwrap();
+        assert!(lzo.decode_kernels(&plain).unwrap() == [7; 4096]);
+    }
+
     #[test]
     fn noise_never_panics() {
         let mut noise = Noise(3);
@@ -376,6 +475,10 @@ mod tests {
                 .map(|_| noise.next() as u8 & if few { 0x33 } else { 0xff })
                 .collect();
             if let Ok(bytes) = lzo.decode(&stored) {
+                assert!(bytes.len() <= PAGE);
+            }
+            let versioned = [&[17, 1], stored.as_slice()].concat();
+            if let Ok(bytes) = lzo.decode_kernels(&versioned) {
                 assert!(bytes.len() <= PAGE);
             }
         }

@@ -14,12 +14,18 @@ const PAGE: usize = 4096;
 
 /// How a page is stored. makedumpfile diskdump_mod.h, `DUMP_DH_COMPRESSED_*`, in `page_desc.flags`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Codec {
+pub(crate) enum Codec {
     Raw,
     Zlib,
     Lzo,
     Snappy,
     Zstd,
+    /// What follows is in no dump: how the kernel compresses swapped pages. `lzo` and `lzo-rle`.
+    KernelLzo,
+    /// A block.
+    Lz4,
+    /// zlib's without its header.
+    Deflate,
 }
 
 impl Codec {
@@ -43,6 +49,9 @@ impl Codec {
             Codec::Lzo => "lzo",
             Codec::Snappy => "snappy",
             Codec::Zstd => "zstd",
+            Codec::KernelLzo => "lzo-rle",
+            Codec::Lz4 => "lz4",
+            Codec::Deflate => "deflate",
         }
     }
 }
@@ -50,7 +59,7 @@ impl Codec {
 /// Decodes pages; keep one for each thread, it holds the codecs' state: 11 KiB for zlib, 8 KiB for
 /// lzo, 160 KiB for zstd, each from the first such page on. No codec allocates anything for a page.
 #[derive(Default)]
-pub(super) struct Decoder {
+pub(crate) struct Decoder {
     zlib: Option<Decompressor>,
     lzo: Option<Lzo>,
     snappy: snap::raw::Decoder,
@@ -89,6 +98,24 @@ impl Decoder {
                 }
                 bytes.len()
             }
+            Codec::KernelLzo => {
+                let bytes = self
+                    .lzo
+                    .get_or_insert_with(Lzo::new)
+                    .decode_kernels(stored)
+                    .map_err(|e| format!("lzo says: {e}"))?;
+                if bytes.len() == PAGE {
+                    page.copy_from_slice(bytes);
+                }
+                bytes.len()
+            }
+            Codec::Lz4 => lz4_flex::block::decompress_into(stored, page)
+                .map_err(|e| format!("lz4 says: {e}"))?,
+            Codec::Deflate => self
+                .zlib
+                .get_or_insert_with(Decompressor::new)
+                .deflate_decompress(stored, page)
+                .map_err(|e| format!("deflate says: {e}"))?,
             Codec::Snappy => self
                 .snappy
                 .decompress(stored, page)

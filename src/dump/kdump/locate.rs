@@ -5,6 +5,7 @@
 //! read in strides, past the cache and its locks.
 
 use std::ops::Range;
+use std::sync::OnceLock;
 
 use super::super::codec::Codec;
 use super::super::image::{Image, ImageError, PART_SHIFT};
@@ -45,6 +46,38 @@ impl KdumpMemory {
             // Damaged pages are there; what is wrong is said on reading them.
             _ => PageState::Present,
         }
+    }
+
+    /// The state of a page, and of how many from it on, of `most` at most, it is the same.
+    ///
+    /// Of a dump that has all of its end the bitmap says it, and descriptors are not looked at: one
+    /// that is damaged says so when its page is read.
+    pub fn page_states(&self, image: &Image, pfn: u64, most: u64) -> (PageState, u64) {
+        let whole = !self.is_truncated(image) && !image.is_cut();
+        if whole && self.part_of(pfn).is_some() {
+            let most = most.min(self.max_pfn - pfn);
+            let set = self
+                .bits(image, pfn)
+                .map_or(0, |bits| set_from(bits, pfn, most));
+            if set > 0 {
+                return (PageState::Present, set);
+            }
+        }
+        (self.page_state(image, pfn), 1)
+    }
+
+    /// The part of the second bitmap that a page's bit is in; it is kept.
+    fn bits(&self, image: &Image, pfn: u64) -> Option<&[u8; STRIDE]> {
+        let stride = usize::try_from(pfn / PFNS_PER_STRIDE).ok()?;
+        let strides = || self.ranks.iter().map(|_| OnceLock::new()).collect();
+        let kept = self.bits.get_or_init(strides).get(stride)?;
+        if let Some(bits) = kept.get() {
+            return Some(bits);
+        }
+        let mut bits = Box::new([0; STRIDE]);
+        let at = self.dumped_bitmap + (stride * STRIDE) as u64;
+        self.read_small(image, at, &mut bits[..]).ok()?;
+        Some(kept.get_or_init(|| bits))
     }
 
     /// What the descriptor says of a page. `is_zeros` tells whether a stored page is zeros.
@@ -394,6 +427,23 @@ impl Rank {
     }
 }
 
+/// How many bits of a stride are set from that of a page on, `most` at most.
+fn set_from(bits: &[u8; STRIDE], pfn: u64, most: u64) -> u64 {
+    let first = pfn % PFNS_PER_STRIDE;
+    let most = most.min(PFNS_PER_STRIDE - first);
+    let mut count = 0;
+    while count < most {
+        let at = first + count;
+        let word = u64_at(bits, (at / 64) as usize * 8) >> (at % 64);
+        let ones = u64::from(word.trailing_ones());
+        count += ones;
+        if ones < 64 - at % 64 {
+            break;
+        }
+    }
+    count.min(most)
+}
+
 fn read_error(addr: u64, offset: u64, error: ImageError) -> ReadError {
     match error {
         ImageError::Absent(_) => ReadError::Missing {
@@ -405,5 +455,27 @@ fn read_error(addr: u64, offset: u64, error: ImageError) -> ReadError {
             offset,
             source: e.into(),
         },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bits_are_counted_from_any_on_over_words() {
+        let mut bits = [0xff; STRIDE];
+        bits[20] = 0b1110_1111;
+        for (pfn, most, count) in [
+            (0, 1, 1),
+            (0, u64::MAX, 164),
+            (3, 200, 161),
+            (63, 2, 2),
+            (164, 9, 0),
+            (165, u64::MAX, PFNS_PER_STRIDE - 165),
+            (PFNS_PER_STRIDE + 160, 100, 4),
+        ] {
+            assert_eq!(set_from(&bits, pfn, most), count, "{pfn} {most}");
+        }
     }
 }

@@ -42,26 +42,47 @@ pub(super) fn unchanged(inode: &Inode, now: &Metadata, file: &File) -> Result<()
     Ok(())
 }
 
+/// The file system that a file, or a directory, is on: by its UUID.
+pub(super) fn same_file_system(inode: &Inode, file: &File) -> Result<(), DiskError> {
+    match file_systems(inode, file) {
+        Some((then, Err(here))) => Err(changed(
+            inode,
+            "the UUID of its file system",
+            text(&then),
+            here,
+        )),
+        _ => Ok(()),
+    }
+}
+
+/// Whether it is on the file system of then; `None` where that cannot be told.
+pub(in crate::restore) fn is_on_same_file_system(inode: &Inode, file: &File) -> Option<bool> {
+    /// Linux include/uapi/linux/magic.h, RAMFS_MAGIC.
+    const RAMFS: nix::sys::statfs::FsType = nix::sys::statfs::FsType(0x8584_58f6);
+    // A copy in memory, as an initramfs has it, of what was on a disk.
+    let here = nix::sys::statfs::fstatfs(file).map(|stat| stat.filesystem_type());
+    if matches!(here, Ok(nix::sys::statfs::TMPFS_MAGIC | RAMFS))
+        && !super::lives_in_memory(&inode.fs_type)
+    {
+        return Some(false);
+    }
+    file_systems(inode, file).map(|(_, here)| here.is_ok())
+}
+
+/// The UUID of then, and if the one here is another, what it is.
+fn file_systems(inode: &Inode, file: &File) -> Option<([u8; 16], Result<(), String>)> {
+    let then = inode.fs_uuid.as_deref().and_then(parse)?;
+    let (same, here) = match file_facts::file_system(file)? {
+        FileSystemId::Uuid(uuid) => (uuid == then, text(&uuid)),
+        FileSystemId::Folded(id) => (id == fold(&then), format!("another ({id:016x})")),
+    };
+    Some((then, if same { Ok(()) } else { Err(here) }))
+}
+
 /// The file system by its UUID, the inode by its number and generation: a path
 /// alone may lead to a copy, or to a file that was given a freed number.
 fn same_file(inode: &Inode, now: &Metadata, file: &File) -> Result<(), DiskError> {
-    if let (Some(then), Some(here)) = (
-        inode.fs_uuid.as_deref().and_then(parse),
-        file_facts::file_system(file),
-    ) {
-        let (same, here) = match here {
-            FileSystemId::Uuid(uuid) => (uuid == then, text(&uuid)),
-            FileSystemId::Folded(id) => (id == fold(&then), format!("another ({id:016x})")),
-        };
-        if !same {
-            return Err(changed(
-                inode,
-                "the UUID of its file system",
-                text(&then),
-                here,
-            ));
-        }
-    }
+    same_file_system(inode, file)?;
     if now.ino() != inode.number {
         return Err(changed(
             inode,

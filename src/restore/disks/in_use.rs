@@ -7,7 +7,7 @@ use super::DiskError;
 use crate::dataset::Inode;
 use crate::sys::file_facts;
 use std::fs::{self, File};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 
 /// Refuses a file that somebody else has open for writing, or locked.
 /// `ours` are processes that were restored from the same crash: what they
@@ -23,7 +23,7 @@ pub(super) fn refuse(inode: &Inode, file: &File, ours: &[i32]) -> Result<(), Dis
         // No leases here: what /proc shows has to do.
         Err(_) => false,
     };
-    let writers = writers(file);
+    let writers = writers(file, |m| (m.dev(), m.ino()));
     let strangers: Vec<&Writer> = writers.iter().filter(|w| !ours.contains(&w.pid)).collect();
     if let Some(first) = strangers.first() {
         return Err(in_use(format!(
@@ -54,20 +54,37 @@ pub(super) fn refuse(inode: &Inode, file: &File, ours: &[i32]) -> Result<(), Dis
     Ok(())
 }
 
+/// Refuses a block device that a stranger has open for writing.
+pub(super) fn refuse_device(inode: &Inode, file: &File, ours: &[i32]) -> Result<(), DiskError> {
+    let writers = writers(file, |m| match m.file_type().is_block_device() {
+        true => (m.rdev(), 0),
+        false => (m.dev(), m.ino()),
+    });
+    match writers.iter().find(|w| !ours.contains(&w.pid)) {
+        None => Ok(()),
+        Some(first) => Err(DiskError::InUse {
+            path: inode.path.clone(),
+            how: format!("{} (pid {}) has it open for writing", first.name, first.pid),
+        }),
+    }
+}
+
 struct Writer {
     pid: i32,
     name: String,
 }
 
 /// The processes that have a file open for writing, as far as /proc shows.
-fn writers(file: &File) -> Vec<Writer> {
+/// `which` tells one from another.
+fn writers(file: &File, which: impl Fn(&fs::Metadata) -> (u64, u64)) -> Vec<Writer> {
     let Ok(wanted) = file.metadata() else {
         return Vec::new();
     };
+    let wanted = which(&wanted);
     let own = std::process::id().cast_signed();
     let pids = fs::read_dir("/proc").into_iter().flatten().flatten();
     pids.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok())
-        .filter(|pid| *pid != own && has_open_for_writing(*pid, &wanted))
+        .filter(|pid| *pid != own && has_open_for_writing(*pid, |m| which(m) == wanted))
         .map(|pid| Writer {
             pid,
             name: fs::read_to_string(format!("/proc/{pid}/comm"))
@@ -76,13 +93,12 @@ fn writers(file: &File) -> Vec<Writer> {
         .collect()
 }
 
-fn has_open_for_writing(pid: i32, wanted: &fs::Metadata) -> bool {
+fn has_open_for_writing(pid: i32, wanted: impl Fn(&fs::Metadata) -> bool) -> bool {
     let fds = fs::read_dir(format!("/proc/{pid}/fd"))
         .into_iter()
         .flatten();
     fds.flatten().any(|fd| {
-        let same = fs::metadata(fd.path())
-            .is_ok_and(|m| (m.dev(), m.ino()) == (wanted.dev(), wanted.ino()));
+        let same = fs::metadata(fd.path()).is_ok_and(|m| wanted(&m));
         same && fd
             .file_name()
             .to_str()

@@ -4,7 +4,7 @@
 //! same image by shared storage does not, and asks the image: an extended
 //! attribute, or, where the file system has none, a small file beside it.
 
-use super::{DiskError, ctime, is_block_device, on_disk};
+use super::{DiskError, is_block_device, key, on_disk, state};
 use crate::dataset::{Dataset, Inode};
 use crate::restore::journal::Journal;
 use crate::sys::file_facts;
@@ -67,7 +67,8 @@ pub(super) fn refuse(
 /// Marks that were set; [`Markers::remove`] takes them off again.
 #[derive(Debug)]
 pub struct Markers<'d> {
-    set: Vec<&'d Inode>,
+    /// Each with the mark of an earlier restore that it took the place of.
+    set: Vec<(&'d Inode, Option<Marker>)>,
 }
 
 impl<'d> Markers<'d> {
@@ -92,8 +93,11 @@ impl<'d> Markers<'d> {
                 .map_or(0, |d| d.as_secs()),
         };
         for inode in on_disk(dataset).filter(|i| i.writable && !is_block_device(i)) {
-            markers.set.push(inode);
-            if let Err(source) = write(inode, &marker, journal) {
+            let marked = earlier(inode, &marker, journal).and_then(|before| {
+                markers.set.push((inode, before));
+                write(inode, &marker, journal)
+            });
+            if let Err(source) = marked {
                 markers.remove(journal);
                 return Err(DiskError::Io {
                     what: "mark",
@@ -105,14 +109,29 @@ impl<'d> Markers<'d> {
         Ok(markers)
     }
 
-    /// Takes the marks off: the guests did not run after all.
+    /// Takes the marks off, or puts back what they replaced: the guests did not
+    /// run after all.
     pub fn remove(self, journal: &Journal) {
-        for inode in self.set {
-            if let Err(e) = remove(inode, journal) {
+        for (inode, before) in self.set {
+            let undone = match before {
+                Some(before) => write(inode, &before, journal),
+                None => remove(inode, journal),
+            };
+            if let Err(e) = undone {
                 tracing::warn!("the marker of {} stays: {e}", inode.path);
             }
         }
     }
+}
+
+/// The mark of an earlier restore, which a failure of this one must not take
+/// away; but not what an attempt from here that was cut off has left.
+fn earlier(inode: &Inode, new: &Marker, journal: &Journal) -> io::Result<Option<Marker>> {
+    let mark = read(inode, &File::open(&inode.path)?)?;
+    Ok(mark.filter(|mark| {
+        let ours = (&mark.crash, mark.pid, &mark.host) == (&new.crash, new.pid, &new.host);
+        !(ours && journal.is_resuming(mark.pid))
+    }))
 }
 
 fn beside(inode: &Inode) -> PathBuf {
@@ -136,35 +155,49 @@ fn read(inode: &Inode, file: &File) -> io::Result<Option<Marker>> {
 fn write(inode: &Inode, marker: &Marker, journal: &Journal) -> io::Result<()> {
     let bytes = serde_json::to_vec(marker)?;
     let file = OpenOptions::new().write(true).open(&inode.path)?;
-    match file_facts::set_attribute(&file, ATTRIBUTE, &bytes) {
-        Ok(()) => {
-            file.sync_all()?;
-            remember(inode, &file, journal)
+    let set = noted(inode, &file, journal, || {
+        match file_facts::set_attribute(&file, ATTRIBUTE, &bytes) {
+            Err(e) if e.raw_os_error() == Some(libc::EOPNOTSUPP) => Ok(false),
+            other => other.map(|()| true),
         }
-        Err(e) if e.raw_os_error() == Some(libc::EOPNOTSUPP) => {
-            let mut beside = File::create(beside(inode))?;
-            beside.write_all(&bytes)?;
-            beside.sync_all()
-        }
-        Err(e) => Err(e),
+    })?;
+    if !set {
+        let mut beside = File::create(beside(inode))?;
+        beside.write_all(&bytes)?;
+        beside.sync_all()?;
     }
+    Ok(())
 }
 
 fn remove(inode: &Inode, journal: &Journal) -> io::Result<()> {
     let file = OpenOptions::new().write(true).open(&inode.path)?;
-    file_facts::remove_attribute(&file, ATTRIBUTE)?;
     match fs::remove_file(beside(inode)) {
         Err(e) if e.kind() != ErrorKind::NotFound => return Err(e),
         _ => {}
     }
-    remember(inode, &file, journal)
+    noted(inode, &file, journal, || {
+        file_facts::remove_attribute(&file, ATTRIBUTE)
+    })
 }
 
 /// A mark changes the inode's change time: the journal must know that this was
 /// us, or the next attempt would take the disk for one that has moved on.
-fn remember(inode: &Inode, file: &File, journal: &Journal) -> io::Result<()> {
-    let now = ctime(&file.metadata()?);
+fn noted<T>(
+    inode: &Inode,
+    file: &File,
+    journal: &Journal,
+    change: impl FnOnce() -> io::Result<T>,
+) -> io::Result<T> {
+    let key = key(inode);
+    let before = state(inode, file).map_err(io::Error::other)?;
     journal
-        .record_written(inode.number, &inode.path, now)
-        .map_err(io::Error::other)
+        .touching(&key, &inode.path, before)
+        .map_err(io::Error::other)?;
+    let changed = change()?;
+    file.sync_all()?;
+    let after = state(inode, file).map_err(io::Error::other)?;
+    journal
+        .touched(&key, &inode.path, after)
+        .map_err(io::Error::other)?;
+    Ok(changed)
 }

@@ -2,8 +2,10 @@
 
 use super::*;
 use crate::dataset::{
-    Host, Irqchip, ObjectId, PageContent, PageRun, SCHEMA_VERSION, Vm, VmCaps, VmClock,
+    Host, Irqchip, ObjectId, PageContent, PageRun, PageSourceError, SCHEMA_VERSION, Vm, VmCaps,
+    VmClock,
 };
+use crate::sys::interrupt::Guard;
 use std::fs;
 use std::path::PathBuf;
 
@@ -39,6 +41,11 @@ impl Drop for Scene {
 
 /// A file of one page of `x` on the disk; the dead kernel had two and a half
 /// pages of it, the last ones dirty.
+const FORCE: Overrides = Overrides {
+    force: true,
+    rescue_blocks: false,
+};
+
 fn scene(name: &str) -> Scene {
     let dir = std::env::temp_dir().join(format!("vmrestore-disks-{name}-{}", std::process::id()));
     let _ = fs::remove_dir_all(&dir);
@@ -47,6 +54,8 @@ fn scene(name: &str) -> Scene {
     fs::write(&path, [b'x'; 4096]).expect("writes the file");
     let meta = fs::metadata(&path).expect("stats");
     let inode = Inode {
+        uid: 0,
+        gid: 0,
         id: ObjectId(1),
         path: path.display().to_string(),
         device: "vdb".into(),
@@ -67,6 +76,9 @@ fn scene(name: &str) -> Scene {
             content: PageContent::Frame(77),
         }],
         uncommitted: vec![],
+        blocks: vec![],
+        block: None,
+        newborn: false,
     };
     let host = Host {
         release: String::new(),
@@ -83,11 +95,16 @@ fn scene(name: &str) -> Scene {
         crash_id: "c".into(),
         host,
         processes: vec![],
+        zombies: vec![],
         files: vec![],
         pipes: vec![],
         inodes: vec![inode],
         shared_memory: vec![],
+        sysv: vec![],
+        message_queues: vec![],
         vms: vec![],
+        outside: Vec::new(),
+        swap: Vec::new(),
         fidelity: vec![],
     };
     let journal = Journal::open(&dir.join("state"), "c").expect("opens the journal");
@@ -101,13 +118,15 @@ fn scene(name: &str) -> Scene {
 #[test]
 fn unwritten_pages_reach_the_disk_and_a_second_run_accepts_its_own_work() {
     let s = scene("write");
-    check(&s.dataset, Some(&s.journal), false).expect("an older file is fit");
-    let done = write_back(&s.dataset, &Numbered, &s.journal).expect("writes back");
+    check(&s.dataset, Some(&s.journal), Overrides::default()).expect("an older file is fit");
+    let done =
+        write_back(&s.dataset, &Numbered, &s.journal, Overrides::default()).expect("writes back");
     assert_eq!(
         done,
         WrittenBack {
             files: 1,
-            bytes: 10_000 - 4096
+            bytes: 10_000 - 4096,
+            rescued: 0,
         }
     );
     let now = fs::read(&s.dataset.inodes[0].path).expect("reads");
@@ -121,15 +140,16 @@ fn unwritten_pages_reach_the_disk_and_a_second_run_accepts_its_own_work() {
     // that this was ours.
     let mut dataset = s.dataset.clone();
     dataset.inodes[0].ctime_ns = 0;
-    check(&dataset, Some(&s.journal), false).expect("our own write-back is no change");
-    assert!(check(&dataset, None, false).is_err());
+    check(&dataset, Some(&s.journal), Overrides::default())
+        .expect("our own write-back is no change");
+    assert!(check(&dataset, None, Overrides::default()).is_err());
 }
 
 #[test]
 fn a_file_used_since_the_crash_is_refused() {
     let mut s = scene("changed");
     s.dataset.inodes[0].mtime_ns -= 10_000_000_000;
-    let wrong = check(&s.dataset, Some(&s.journal), false).expect_err("refused");
+    let wrong = check(&s.dataset, Some(&s.journal), Overrides::default()).expect_err("refused");
     assert!(matches!(
         wrong[0],
         DiskError::Changed {
@@ -137,14 +157,14 @@ fn a_file_used_since_the_crash_is_refused() {
             ..
         }
     ));
-    check(&s.dataset, Some(&s.journal), true).expect("unless forced");
+    check(&s.dataset, Some(&s.journal), FORCE).expect("unless forced");
 }
 
 #[test]
 fn another_file_of_the_same_name_is_refused() {
     let mut s = scene("ino");
     s.dataset.inodes[0].number += 1;
-    let wrong = check(&s.dataset, Some(&s.journal), false).expect_err("refused");
+    let wrong = check(&s.dataset, Some(&s.journal), Overrides::default()).expect_err("refused");
     assert!(matches!(
         wrong[0],
         DiskError::Changed {
@@ -158,7 +178,7 @@ fn another_file_of_the_same_name_is_refused() {
 fn pages_that_the_dump_left_out_are_refused_even_by_force() {
     let mut s = scene("filtered");
     s.dataset.inodes[0].dirty[0].content = PageContent::Filtered;
-    let wrong = check(&s.dataset, Some(&s.journal), true).expect_err("refused");
+    let wrong = check(&s.dataset, Some(&s.journal), FORCE).expect_err("refused");
     assert!(matches!(wrong[0], DiskError::LostPages { pages: 2, .. }));
 }
 
@@ -167,10 +187,10 @@ fn a_file_that_is_gone_and_one_too_large_are_refused() {
     let mut s = scene("gone");
     s.dataset.inodes[0].size = 1 << 60;
     s.dataset.inodes[0].dirty[0].count = 1 << 47;
-    let wrong = check(&s.dataset, Some(&s.journal), false).expect_err("refused");
+    let wrong = check(&s.dataset, Some(&s.journal), Overrides::default()).expect_err("refused");
     assert!(matches!(wrong[0], DiskError::NoSpace { .. }));
     s.dataset.inodes[0].path.push_str(".gone");
-    let wrong = check(&s.dataset, Some(&s.journal), false).expect_err("refused");
+    let wrong = check(&s.dataset, Some(&s.journal), Overrides::default()).expect_err("refused");
     assert!(matches!(wrong[0], DiskError::Missing { .. }));
 }
 
@@ -186,13 +206,15 @@ fn a_clean_page_that_the_journal_took_back_is_written_again() {
     s.dataset.inodes[0].dirty.clear();
     s.dataset.inodes[0].uncommitted = vec![run(0)];
     s.dataset.inodes[0].size = 4096;
-    check(&s.dataset, Some(&s.journal), false).expect("fit");
-    let done = write_back(&s.dataset, &Numbered, &s.journal).expect("writes back");
+    check(&s.dataset, Some(&s.journal), Overrides::default()).expect("fit");
+    let done =
+        write_back(&s.dataset, &Numbered, &s.journal, Overrides::default()).expect("writes back");
     assert_eq!(done.bytes, 4096);
     let now = fs::read(&s.dataset.inodes[0].path).expect("reads");
     assert!(now.iter().all(|b| *b == 0));
     // Now the disk has it: nothing is written.
-    let again = write_back(&s.dataset, &Numbered, &s.journal).expect("writes back");
+    let again =
+        write_back(&s.dataset, &Numbered, &s.journal, Overrides::default()).expect("writes back");
     assert_eq!(again, WrittenBack::default());
 }
 
@@ -201,15 +223,16 @@ fn unwritten_pages_of_a_block_device_wait_for_the_operator() {
     let mut s = scene("device");
     s.dataset.inodes[0].mode = 0o060_660;
     s.dataset.inodes[0].kind = InodeKind::Device;
-    let wrong = check(&s.dataset, Some(&s.journal), false).expect_err("refused");
-    assert!(matches!(wrong[0], DiskError::BlockDevice { pages: 2, .. }));
-    check(&s.dataset, Some(&s.journal), true).expect("forced");
-    let done = write_back(&s.dataset, &Numbered, &s.journal).expect("writes back");
+    let wrong = check(&s.dataset, Some(&s.journal), Overrides::default()).expect_err("refused");
+    assert!(matches!(wrong[0], DiskError::BlockDevice { .. }));
+    check(&s.dataset, Some(&s.journal), FORCE).expect("forced");
+    let done =
+        write_back(&s.dataset, &Numbered, &s.journal, Overrides::default()).expect("writes back");
     assert_eq!(done.bytes, 8192);
     // One that all was written to may be another device as well.
     s.dataset.inodes[0].dirty.clear();
-    let wrong = check(&s.dataset, Some(&s.journal), false).expect_err("refused");
-    assert!(matches!(wrong[0], DiskError::BlockDevice { pages: 0, .. }));
+    let wrong = check(&s.dataset, Some(&s.journal), Overrides::default()).expect_err("refused");
+    assert!(matches!(wrong[0], DiskError::BlockDevice { .. }));
 }
 
 /// The scene's file as the disk of a guest.
@@ -242,7 +265,7 @@ fn guest_scene(name: &str) -> Scene {
 #[test]
 fn a_guests_disk_that_somebody_writes_to_is_refused() {
     let s = guest_scene("written");
-    check(&s.dataset, Some(&s.journal), false).expect("nobody has it");
+    check(&s.dataset, Some(&s.journal), Overrides::default()).expect("nobody has it");
     // `sleep` has it as its standard output.
     let disk = OpenOptions::new()
         .append(true)
@@ -253,8 +276,8 @@ fn a_guests_disk_that_somebody_writes_to_is_refused() {
         .stdout(disk)
         .spawn()
         .expect("runs");
-    let refused = check(&s.dataset, Some(&s.journal), false);
-    let overridden = check(&s.dataset, Some(&s.journal), true);
+    let refused = check(&s.dataset, Some(&s.journal), Overrides::default());
+    let overridden = check(&s.dataset, Some(&s.journal), FORCE);
     other.kill().expect("kills");
     other.wait().expect("ends");
     let wrong = refused.expect_err("refused");
@@ -265,7 +288,7 @@ fn a_guests_disk_that_somebody_writes_to_is_refused() {
     // What is forced is named.
     let overridden = overridden.expect("forced");
     assert!(matches!(overridden[0], DiskError::InUse { .. }));
-    check(&s.dataset, Some(&s.journal), false).expect("nobody has it any more");
+    check(&s.dataset, Some(&s.journal), Overrides::default()).expect("nobody has it any more");
 }
 
 #[test]
@@ -273,17 +296,17 @@ fn a_locked_disk_of_a_guest_is_refused() {
     let s = guest_scene("locked");
     let disk = File::open(&s.dataset.inodes[0].path).expect("opens");
     disk.lock().expect("locks");
-    let wrong = check(&s.dataset, Some(&s.journal), false).expect_err("refused");
+    let wrong = check(&s.dataset, Some(&s.journal), Overrides::default()).expect_err("refused");
     assert!(matches!(wrong[0], DiskError::InUse { .. }), "{wrong:?}");
     drop(disk);
-    check(&s.dataset, Some(&s.journal), false).expect("free again");
+    check(&s.dataset, Some(&s.journal), Overrides::default()).expect("free again");
 }
 
 #[test]
 fn a_reader_of_a_guests_disk_is_no_reason_to_refuse() {
     let s = guest_scene("read");
     let _reader = File::open(&s.dataset.inodes[0].path).expect("opens");
-    check(&s.dataset, Some(&s.journal), false).expect("readers do no harm");
+    check(&s.dataset, Some(&s.journal), Overrides::default()).expect("readers do no harm");
 }
 
 #[test]
@@ -294,7 +317,7 @@ fn another_host_sees_that_the_guest_was_restored() {
     let markers = Markers::set(&s.dataset, &s.journal).expect("marks");
     // Its journal is another, and empty.
     let elsewhere = Journal::open(&s.dir.join("elsewhere"), "c").expect("opens");
-    let wrong = check(&s.dataset, Some(&elsewhere), false).expect_err("refused");
+    let wrong = check(&s.dataset, Some(&elsewhere), Overrides::default()).expect_err("refused");
     assert!(
         matches!(&wrong[0], DiskError::Marked { crash, .. } if crash == "c"),
         "{wrong:?}"
@@ -304,14 +327,43 @@ fn another_host_sees_that_the_guest_was_restored() {
     later.crash_id = "d".into();
     later.host.realtime_ns = i64::MAX;
     later.inodes[0].ctime_ns = i64::MAX;
-    check(&later, None, false).expect("another crash, later");
+    check(&later, None, Overrides::default()).expect("another crash, later");
     later.host.realtime_ns = 0;
-    assert!(check(&later, None, false).is_err(), "a crash of before it");
+    assert!(
+        check(&later, None, Overrides::default()).is_err(),
+        "a crash of before it"
+    );
     // The guest did not run after all.
     markers.remove(&s.journal);
-    check(&s.dataset, Some(&s.journal), false).expect("nothing has happened");
+    check(&s.dataset, Some(&s.journal), Overrides::default()).expect("nothing has happened");
     let files = fs::read_dir(&s.dir).expect("reads").count();
     assert_eq!(files, 3, "the disk and the journals");
+}
+
+#[test]
+fn a_forced_attempt_that_fails_leaves_the_earlier_mark() {
+    let s = guest_scene("forced");
+    let other = Journal::open(&s.dir.join("other"), "c").expect("opens");
+    let (old, new) = (4711, std::process::id().cast_signed());
+    // Restored on another host, then by force here, where it fails.
+    Markers::set(&s.dataset, &other).expect("marks");
+    let mark = || {
+        let file = File::open(&s.dataset.inodes[0].path).expect("opens");
+        let mark = crate::sys::file_facts::attribute(&file, c"user.vmrestore").expect("reads");
+        mark.or_else(|| fs::read(s.dir.join("disk.img.vmrestore-marker")).ok())
+    };
+    let before = mark();
+    assert!(before.is_some());
+    Markers::set(&s.dataset, &s.journal)
+        .expect("marks")
+        .remove(&s.journal);
+    assert_eq!(mark(), before);
+    // But what an attempt from here has left that was cut off goes.
+    s.journal.record_resuming(old, new).expect("records");
+    Markers::set(&s.dataset, &s.journal)
+        .expect("marks")
+        .remove(&s.journal);
+    assert_eq!(mark(), None);
 }
 
 #[test]
@@ -320,7 +372,7 @@ fn a_file_system_of_another_uuid_is_refused() {
     let file = File::open(&s.dataset.inodes[0].path).expect("opens");
     let known = crate::sys::file_facts::file_system(&file).is_some();
     s.dataset.inodes[0].fs_uuid = Some("00010203-0405-0607-0809-0a0b0c0d0e0f".into());
-    match check(&s.dataset, Some(&s.journal), false) {
+    match check(&s.dataset, Some(&s.journal), Overrides::default()) {
         Err(wrong) => {
             assert!(known, "{wrong:?}");
             assert!(
@@ -345,12 +397,93 @@ fn an_inode_number_that_was_dealt_out_again_is_refused() {
     let Some(now) = crate::sys::file_facts::generation(&file) else {
         // The file system has none (tmpfs): then only ext4, xfs and btrfs count.
         s.dataset.inodes[0].generation = Some(1);
-        check(&s.dataset, Some(&s.journal), false).expect("nothing to compare with");
+        check(&s.dataset, Some(&s.journal), Overrides::default()).expect("nothing to compare with");
         return;
     };
     s.dataset.inodes[0].generation = Some(now);
-    check(&s.dataset, Some(&s.journal), false).expect("the same");
+    check(&s.dataset, Some(&s.journal), Overrides::default()).expect("the same");
     s.dataset.inodes[0].generation = Some(now.wrapping_add(1));
-    let wrong = check(&s.dataset, Some(&s.journal), false).expect_err("refused");
+    let wrong = check(&s.dataset, Some(&s.journal), Overrides::default()).expect_err("refused");
+    assert!(matches!(wrong[0], DiskError::Changed { .. }), "{wrong:?}");
+}
+
+/// A file that the disk has not got, with two and a half pages in the dump.
+fn newborn_scene(name: &str) -> Scene {
+    let mut s = scene(name);
+    let inode = &mut s.dataset.inodes[0];
+    fs::remove_file(&inode.path).expect("removes");
+    inode.newborn = true;
+    inode.number += 100_000;
+    inode.mode = 0o100_640;
+    inode.uncommitted = vec![PageRun {
+        start: 0,
+        count: 1,
+        content: PageContent::Frame(70),
+    }];
+    s
+}
+
+fn make_again(s: &Scene) {
+    let guard = Guard::install();
+    let mut made = crate::restore::volatile_files::Made::default();
+    make_newborn(&s.dataset, &Numbered, &guard, true, &mut made).expect("makes");
+    assert_eq!(made.paths.len(), 1);
+    assert_eq!(made.notes.len(), 1);
+}
+
+#[test]
+fn a_file_that_the_disk_never_knew_is_made_again_whole() {
+    let s = newborn_scene("newborn");
+    let path = &s.dataset.inodes[0].path;
+    check(&s.dataset, Some(&s.journal), Overrides::default()).expect("can be made");
+    assert!(!Path::new(path).exists(), "a check changes nothing");
+    make_again(&s);
+    let now = fs::read(path).expect("reads");
+    assert_eq!(now.len(), 10_000);
+    assert!(
+        now.iter()
+            .enumerate()
+            .all(|(at, b)| *b == (at / 4096) as u8)
+    );
+    let meta = fs::metadata(path).expect("stats");
+    assert_eq!(meta.mode(), 0o100_640);
+    assert_eq!(mtime(&meta), s.dataset.inodes[0].mtime_ns);
+
+    // Killed here: the next attempt knows its own work.
+    check(&s.dataset, Some(&s.journal), Overrides::default()).expect("ours");
+    let done =
+        write_back(&s.dataset, &Numbered, &s.journal, Overrides::default()).expect("writes back");
+    assert_eq!(done.bytes, 0, "it is whole already");
+    check(&s.dataset, Some(&s.journal), Overrides::default()).expect("ours, by the journal");
+    assert!(check(&s.dataset, None, Overrides::default()).is_err());
+
+    // The restore failed after that, and took the file away with it.
+    fs::remove_file(path).expect("removes");
+    let again = || newborn::check(&s.dataset.inodes[0], &[4711], Some(&s.journal));
+    s.journal.record_resuming(4711, 1).expect("records");
+    again().expect("can be made again");
+    // Taken away by somebody when all was done: not our business any more.
+    s.journal.record_resumed(4711, 1).expect("records");
+    let wrong = again().expect_err("refused");
+    assert!(matches!(wrong, DiskError::Missing { .. }), "{wrong:?}");
+}
+
+#[test]
+fn a_newborn_file_is_not_made_where_a_link_leads() {
+    let mut s = newborn_scene("newborn-link");
+    let (real, link) = (s.dir.join("real"), s.dir.join("link"));
+    fs::create_dir(&real).expect("makes");
+    std::os::unix::fs::symlink(&real, &link).expect("links");
+    s.dataset.inodes[0].path = link.join("file").display().to_string();
+    let wrong = check(&s.dataset, Some(&s.journal), Overrides::default()).expect_err("refused");
+    assert!(matches!(wrong[0], DiskError::Missing { .. }), "{wrong:?}");
+    assert!(fs::read_dir(&real).expect("reads").next().is_none());
+}
+
+#[test]
+fn a_newborn_file_that_another_has_replaced_is_refused() {
+    let s = newborn_scene("newborn-replaced");
+    fs::write(&s.dataset.inodes[0].path, b"other").expect("writes");
+    let wrong = check(&s.dataset, Some(&s.journal), Overrides::default()).expect_err("refused");
     assert!(matches!(wrong[0], DiskError::Changed { .. }), "{wrong:?}");
 }

@@ -32,14 +32,14 @@ pub(super) fn of_file(
                 )
                 .map(drop)
             }
-            FileLock::Posix { .. } => Ok(()),
+            FileLock::Posix { .. } | FileLock::Lease { .. } => Ok(()),
         }
         .during(pid, || format!("lock {} ({lock:?})", file.path))?;
     }
     Ok(())
 }
 
-/// POSIX locks: the process's own, and so taken by it, by any descriptor.
+/// Leases, whose signal names the descriptor, and POSIX locks: the process's own, and so taken by it, by any descriptor.
 /// (Closing another descriptor of the file would drop them: they come when all
 /// descriptors are in place.)
 pub(super) fn posix(
@@ -59,6 +59,11 @@ pub(super) fn posix(
         {
             record(sys, fd, SETLK, write, start, end)
                 .during(pid, || format!("lock {} ({lock:?})", file.path))?;
+        }
+        if let FileLock::Lease { write } = *lock {
+            let kind = if write { libc::F_WRLCK } else { libc::F_RDLCK };
+            calls::fcntl(sys, fd, libc::F_SETLEASE, i64::from(kind).cast_unsigned())
+                .during(pid, || format!("take a lease on {}", file.path))?;
         }
     }
     Ok(())

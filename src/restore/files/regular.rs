@@ -23,7 +23,7 @@ pub(super) fn open(file: &OpenFile, place: &mut Place<'_>) -> Result<i32, Restor
     } else {
         flags | libc::O_NONBLOCK
     };
-    let fd = calls::open(place.sys, &file.path, flags)
+    let fd = calls::open_file(place.sys, file, flags)
         .during(pid, || format!("open {} (flags {:#o})", file.path, flags))?;
     let seekable = matches!(
         file.kind,
@@ -53,11 +53,11 @@ pub(in crate::restore) fn reopen(
     file: &OpenFile,
     base: i32,
 ) -> Result<i32, RestoreError> {
-    let path = format!("/proc/self/fd/{held}");
+    let path = format!("self/fd/{held}");
     let flags = file.flags.cast_signed() & OPEN & !libc::O_DIRECTORY | libc::O_CLOEXEC;
-    let fd = calls::open(sys, &path, flags)
+    let fd = calls::open_in_proc(sys, &path, flags)
         .and_then(|fd| calls::raise(sys, fd, base))
-        .during(pid, || format!("open {} by {path}", file.path))?;
+        .during(pid, || format!("open {} by /proc/{path}", file.path))?;
     if file.position != 0 {
         seek(sys, pid, fd, file)?;
     }

@@ -3,7 +3,7 @@
 use super::calls::Calls;
 use super::error::KvmError;
 use super::ioctls;
-use crate::dataset::{Fidelity, VmCaps};
+use crate::dataset::{Fidelity, PmuEventFilter, VmCaps};
 use kvm_bindings as kvm;
 
 /// Turns on what the VM had; before its vCPUs, most of which look at it when
@@ -118,6 +118,9 @@ pub(super) fn enable(
     if let Some(filter) = &caps.msr_filter {
         super::msr_filter::set(calls, fd, filter)?;
     }
+    if let Some(filter) = &caps.pmu_event_filter {
+        calls.set_bytes(fd, ioctls::SET_PMU_EVENT_FILTER, &event_filter(filter))?;
+    }
     // These save memory or time and change nothing that a guest or a VMM sees:
     // an older kernel may do without.
     for (name, cap, value) in [
@@ -140,4 +143,22 @@ pub(super) fn enable(
         calls.value(fd, ioctls::SET_BOOT_CPU_ID, u64::from(caps.bsp_vcpu_id))?;
     }
     Ok(())
+}
+
+/// `struct kvm_pmu_event_filter`.
+fn event_filter(filter: &PmuEventFilter) -> Vec<u8> {
+    let count = u32::try_from(filter.events.len()).unwrap_or(u32::MAX);
+    let head = [
+        filter.action,
+        count,
+        filter.fixed_counter_bitmap,
+        filter.flags,
+        0,
+        0,
+        0,
+        0,
+    ];
+    let mut bytes: Vec<u8> = head.iter().flat_map(|word| word.to_le_bytes()).collect();
+    bytes.extend(filter.events.iter().flat_map(|event| event.to_le_bytes()));
+    bytes
 }

@@ -66,8 +66,11 @@ pub struct Problem {
     pub subject: String,
     /// What is missing, and what follows from it.
     pub what: String,
-    /// The restore would fail; else the guest may notice.
+    /// The restore would fail, or the guest when it comes to use it; else the
+    /// guest may notice.
     pub fatal: bool,
+    /// The restore has a line of its own for it in the fidelity report.
+    pub said_when_set: bool,
 }
 
 /// The likely cause of a refusal.

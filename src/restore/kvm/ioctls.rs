@@ -84,6 +84,8 @@ ioctls! {
     SET_XSAVE = WRITE, 0xa5, size_of::<kvm::kvm_xsave>();
     GET_XCRS = READ, 0xa6, size_of::<kvm::kvm_xcrs>();
     SET_XCRS = WRITE, 0xa7, size_of::<kvm::kvm_xcrs>();
+    KVMCLOCK_CTRL = NONE, 0xad, 0;
+    SET_PMU_EVENT_FILTER = WRITE, 0xb2, 32;
     SET_NESTED_STATE = WRITE, 0xbf, 128;
     X86_SET_MSR_FILTER = WRITE, 0xc6, size_of::<kvm::kvm_msr_filter>();
     GET_SREGS2 = READ, 0xcc, size_of::<kvm::kvm_sregs2>();
@@ -109,6 +111,8 @@ mod tests {
             (SET_IRQCHIP, 0x8208_ae63),
             (SET_GSI_ROUTING, 0x4008_ae6a),
             (IRQFD, 0x4020_ae76),
+            (KVMCLOCK_CTRL, 0xaead),
+            (SET_PMU_EVENT_FILTER, 0x4020_aeb2),
             (IOEVENTFD, 0x4040_ae79),
             (SET_CPUID2, 0x4008_ae90),
             (SET_MSRS, 0x4008_ae89),

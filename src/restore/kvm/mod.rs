@@ -17,15 +17,18 @@
 
 mod calls;
 mod caps;
+mod catch_up;
 mod cpu_features;
 mod create;
 mod error;
 mod ioctls;
 mod kick;
+mod mmio_rest;
 mod msr_filter;
 mod msrs;
 mod preflight;
 mod rearm;
+mod run_page;
 mod shared_state;
 mod tsc_rate;
 mod vcpu_args;
@@ -114,6 +117,8 @@ fn finish_vm(
     notes: &mut Vec<Fidelity>,
 ) -> Result<(), KvmError> {
     let vm_fd = descriptor(calls, &files.vms, vm.id)?;
+    // As late as can be: from here on KVM's clocks run by themselves.
+    let vm = &*catch_up::caught_up(vm);
     let run_len = calls.value(files.system, ioctls::GET_VCPU_MMAP_SIZE, 0)?;
     let mut revived = Vec::with_capacity(vm.vcpus.len());
     for vcpu in &vm.vcpus {
@@ -143,6 +148,12 @@ fn finish_vm(
     // After all LAPICs, to which the controllers' lines lead.
     calls.subject = vm_subject(vm);
     shared_state::set(calls, vm, vm_fd)?;
+    if vm.clock.realtime_ns.is_some() {
+        for vcpu in &revived {
+            calls.subject = vcpu_subject(vm, vcpu.vcpu);
+            catch_up::tell_watchdog(calls, vcpu)?;
+        }
+    }
 
     for vcpu in &revived {
         calls.subject = vcpu_subject(vm, vcpu.vcpu);

@@ -176,7 +176,7 @@ impl CommonTsc {
         if let Some((value, offset)) = self.first {
             let offset = offset.wrapping_add(wanted.value.wrapping_sub(value));
             if set_offset(calls, fd, offset)? {
-                return Ok(());
+                return counts_from(calls, fd, vcpu, wanted.value, notes);
             }
         }
         if set_batch(calls, fd, &[wanted])? != 1 {
@@ -195,19 +195,32 @@ impl CommonTsc {
             let offset = offset.wrapping_sub(ran);
             if set_offset(calls, fd, offset)? {
                 self.first = Some((wanted.value, offset));
-                return Ok(());
             }
         }
-        let slack = u64::from(vcpu.tsc_khz.max(1_000_000)) * 1000 * SLACK_S;
-        if ran > slack {
-            notes.push(Fidelity::lost(
-                &calls.subject,
-                "TSC",
-                format!("KVM counts on from {:#x} instead", now.unwrap_or(0)),
-            ));
-        }
-        Ok(())
+        counts_from(calls, fd, vcpu, wanted.value, notes)
     }
+}
+
+/// Says so if the TSC does not count on from where it was set. (A KVM that
+/// does not use the CPU's virtualization cannot give a guest another TSC than
+/// the host's: PVM takes an offset, and nothing comes of it.)
+fn counts_from(
+    calls: &mut Calls,
+    fd: i32,
+    vcpu: &Vcpu,
+    wanted: u64,
+    notes: &mut Vec<Fidelity>,
+) -> Result<(), KvmError> {
+    let slack = u64::from(vcpu.tsc_khz.max(1_000_000)) * 1000 * SLACK_S;
+    let now = read(calls, fd, &[TSC])?.first().copied().flatten();
+    if let Some(now) = now.filter(|now| now.wrapping_sub(wanted) > slack) {
+        notes.push(Fidelity::lost(
+            &calls.subject,
+            "TSC",
+            format!("it was {wanted:#x}, and KVM counts on from {now:#x} instead"),
+        ));
+    }
+    Ok(())
 }
 
 /// Where in the scratch memory an attribute's value is; the argument itself

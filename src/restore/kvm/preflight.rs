@@ -1,9 +1,9 @@
 //! Whether this host's KVM can run a guest of the dataset: asked before
 //! anything is touched.
 
-use super::cpu_features::{FEATURES, KVM_FEATURES, KVM_SIGNATURE, Leaf, Register};
+use super::cpu_features::{FEATURES, KVM_FEATURES, Leaf, Register, SVM_FEATURES};
 use super::error::{KvmError, Problem};
-use super::{vcpu_subject, vm_subject};
+use super::{rearm, vcpu_subject, vm_subject};
 use crate::dataset::{Irqchip, Vcpu, Vm};
 use kvm_bindings as kvm;
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
@@ -26,20 +26,39 @@ pub fn preflight(vms: &[Vm]) -> Result<Vec<Problem>, KvmError> {
                 subject: subject.clone(),
                 what,
                 fatal: true,
+                said_when_set: false,
             });
         });
         for vcpu in &vm.vcpus {
             let subject = vcpu_subject(vm, vcpu);
-            host.cpu(vcpu, &mut |what, fatal| {
+            if let Err(error) = rearm::plan(&subject, vcpu) {
+                problems.push(Problem {
+                    subject: subject.clone(),
+                    what: error.to_string(),
+                    fatal: true,
+                    said_when_set: false,
+                });
+            }
+            host.cpu(vcpu, &mut |what, weight| {
                 problems.push(Problem {
                     subject: subject.clone(),
                     what,
-                    fatal,
+                    fatal: weight == Weight::Fatal,
+                    said_when_set: weight == Weight::SaidWhenSet,
                 });
             });
         }
     }
     Ok(problems)
+}
+
+/// How much a lack weighs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Weight {
+    Fatal,
+    Noticed,
+    /// Noticed, and the restore says so when it comes to it.
+    SaidWhenSet,
 }
 
 /// This host, with a VM and a vCPU of its own to ask: some answers are only
@@ -206,6 +225,11 @@ impl Host {
                 caps.bus_lock_exit,
             ),
             (
+                "PMU_EVENT_FILTER",
+                kvm::KVM_CAP_PMU_EVENT_FILTER,
+                caps.pmu_event_filter.is_some(),
+            ),
+            (
                 "DIRTY_LOG_RING",
                 kvm::KVM_CAP_DIRTY_LOG_RING,
                 caps.dirty_ring_size != 0,
@@ -257,37 +281,45 @@ impl Host {
         }
     }
 
-    fn cpu(&self, vcpu: &Vcpu, problem: &mut dyn FnMut(String, bool)) {
-        // "KVMK" of "KVMKVMKVM": else the leaf is Hyper-V's, say.
-        let is_kvm = vcpu
+    fn cpu(&self, vcpu: &Vcpu, problem: &mut dyn FnMut(String, Weight)) {
+        // Behind another hypervisor's leaves (Hyper-V's) KVM's stand 0x100 further on.
+        let own_leaves = vcpu
             .cpuid
             .iter()
-            .any(|e| e.function == KVM_SIGNATURE && e.ebx == u32::from_le_bytes(*b"KVMK"));
-        let known = |leaf: &&Leaf| leaf.function != KVM_FEATURES || is_kvm;
-        for leaf in FEATURES.iter().filter(known) {
-            let guest = vcpu
-                .cpuid
+            .find(|e| {
+                e.function & 0xffff_00ff == 0x4000_0000 && e.ebx == u32::from_le_bytes(*b"KVMK")
+            })
+            .map(|e| e.function | 1);
+        let guest = |function: u32, index: u32| {
+            vcpu.cpuid
                 .iter()
-                .find(|e| e.function == leaf.function && e.index == leaf.index)
-                .map_or(0, |e| leaf.register.of_guest(e));
-            let missing = guest & !self.register(leaf);
-            for &(bit, name) in leaf.vital {
-                if missing & 1 << bit != 0 {
-                    let what = format!("the guest uses {name}, which this host's CPU or KVM lacks");
-                    problem(what, true);
-                }
+                .find(move |e| e.function == function && e.index == index)
+        };
+        let runs_guests = guest(0x8000_0001, 0).is_some_and(|e| e.ecx & 1 << 2 != 0);
+        for leaf in FEATURES {
+            let function = match leaf.function {
+                KVM_FEATURES => own_leaves,
+                SVM_FEATURES if !runs_guests => None,
+                function => Some(function),
+            };
+            let Some(entry) = function.and_then(|f| guest(f, leaf.index)) else {
+                continue;
+            };
+            let missing = leaf.register.of_guest(entry) & !self.register(leaf) & !leaf.made_up;
+            for bit in (0..32).filter(|bit| missing & !leaf.describes & 1 << bit != 0) {
+                let name = leaf.names.iter().find(|(number, _)| *number == bit);
+                let name = name.map_or_else(|| leaf.bit(bit), |(_, name)| (*name).into());
+                let what = format!("the guest uses {name}, which this host's CPU or KVM lacks");
+                problem(what, Weight::Fatal);
             }
-            let vital = leaf.vital.iter().fold(0, |mask, &(bit, _)| mask | 1 << bit);
-            let others = missing & !vital & !leaf.made_up;
-            if others != 0 {
-                let Leaf {
-                    function, index, ..
-                } = leaf;
+            let told = missing & leaf.describes;
+            for bit in (0..32).filter(|bit| told & 1 << bit != 0) {
                 let what = format!(
-                    "CPUID {function:#x}.{index} {:?}: bits {others:#x} are not this host's",
-                    leaf.register
+                    "the guest was told of {}, which is not so on this host; nothing that it can \
+                     do hangs on it",
+                    leaf.bit(bit)
                 );
-                problem(what, false);
+                problem(what, Weight::Noticed);
             }
         }
 
@@ -298,7 +330,7 @@ impl Host {
         if missing != 0 {
             problem(
                 format!("XCR0 bits {missing:#x}: this CPU has no such registers"),
-                true,
+                Weight::Fatal,
             );
         }
         let room = self.extension(kvm::KVM_CAP_XSAVE2).max(4096);
@@ -313,7 +345,7 @@ impl Host {
         if used > room.cast_unsigned() as usize && vcpu.xcr0 & AMX == 0 {
             problem(
                 format!("{used} bytes of XSAVE state, this host takes {room}"),
-                true,
+                Weight::Fatal,
             );
         }
 
@@ -323,13 +355,13 @@ impl Host {
                     "MSR {:#x} = {:#x} may be refused: this host's KVM does not list it",
                     msr.index, msr.value
                 );
-                problem(what, false);
+                problem(what, Weight::SaidWhenSet);
             }
         }
         self.tsc(vcpu, problem);
     }
 
-    fn tsc(&self, vcpu: &Vcpu, problem: &mut dyn FnMut(String, bool)) {
+    fn tsc(&self, vcpu: &Vcpu, problem: &mut dyn FnMut(String, Weight)) {
         let (guest, host) = (u64::from(vcpu.tsc_khz), u64::from(self.tsc_khz));
         // KVM lets differences of 250 ppm pass (kvm.tsc_tolerance_ppm).
         let same = guest.abs_diff(host) <= host / 4000;
@@ -340,7 +372,7 @@ impl Host {
             "its TSC runs at {guest} kHz, this host's at {host} kHz, and this CPU cannot scale it"
         );
         // It runs at this host's rate then (`tsc_rate`).
-        problem(what, false);
+        problem(what, Weight::SaidWhenSet);
     }
 
     fn register(&self, leaf: &Leaf) -> u32 {

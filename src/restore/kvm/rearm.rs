@@ -9,22 +9,39 @@
 //! the VMM's kvm_run page is put back as it was, and KVM now has a completion
 //! of its own to call. Whether the VMM was still handling the exit or had
 //! answered it already (a read's data in kvm_run) makes no difference.
+//!
+//! An MMIO write is another matter: its instruction is done before its exit. What
+//! of it was still to come is brought about by [`super::mmio_rest`].
 
 use super::calls::Calls;
 use super::error::KvmError;
 use super::ioctls;
+use super::mmio_rest;
+use super::run_page::{
+    DETAILS, EXIT_REASON, MMIO_DATA, MMIO_IS_WRITE, MMIO_LEN, MMIO_MOST, describe, u32_at,
+};
 use super::vcpu_state::{PAGE, Revived};
-use crate::dataset::{Fidelity, Vcpu};
+use crate::dataset::{Fidelity, MmioPart, Vcpu};
 use crate::restore::Errno;
 use kvm_bindings as kvm;
 use std::mem::offset_of;
 use std::time::Duration;
 
+/// What is to be done about an exit in flight.
+pub(super) enum InFlight {
+    /// Its instruction is run again.
+    Again(Again),
+    /// An MMIO write, whose instruction is done, with more to come: see [`super::mmio_rest`].
+    MmioRest(Vec<MmioPart>),
+}
+
 /// An exit that must come again.
-pub(super) struct InFlight {
+pub(super) struct Again {
     reason: u32,
     /// The dumped kvm_run page.
     page: Vec<u8>,
+    /// What the VMM had answered within the instruction before this exit.
+    answered: Vec<u8>,
 }
 
 /// How long a guest may take for one instruction, with its pages perhaps still
@@ -34,23 +51,23 @@ const LIMIT: Duration = Duration::from_secs(10);
 /// RFLAGS.TF.
 const TRAP_FLAG: u64 = 1 << 8;
 
-const EXIT_REASON: usize = offset_of!(kvm::kvm_run, exit_reason);
 const CR8: usize = offset_of!(kvm::kvm_run, cr8);
-/// Where the union of the exits' details starts.
-const DETAILS: usize = offset_of!(kvm::kvm_run, __bindgen_anon_1);
 
-/// Whether an exit must come again; what cannot be had is noted.
-pub(super) fn plan(
-    calls: &mut Calls,
-    vcpu: &Vcpu,
-    notes: &mut Vec<Fidelity>,
-) -> Result<Option<InFlight>, KvmError> {
+/// What is to be done about a vCPU's exit in flight.
+///
+/// # Errors
+/// It cannot be brought about again, or the dataset contradicts itself.
+pub(super) fn plan(subject: &str, vcpu: &Vcpu) -> Result<Option<InFlight>, KvmError> {
     let Some(exit) = &vcpu.exit_in_flight else {
         return Ok(None);
     };
     let malformed = |why: String| KvmError::Malformed {
-        subject: calls.subject.clone(),
+        subject: subject.into(),
         what: format!("exit in flight ({}, {})", exit.reason, exit.completion),
+        why,
+    };
+    let unsupported = |why: String| KvmError::Unsupported {
+        subject: subject.into(),
         why,
     };
     let page = match vcpu.run_pages.first() {
@@ -68,41 +85,29 @@ pub(super) fn plan(
     if exit.completion == "complete_fast_pio_out_port_0x7e" {
         return Ok(None);
     }
-    if reason == kvm::KVM_EXIT_MMIO {
-        let is_write = page[DETAILS + 20] != 0;
-        // An MMIO write is carried out, registers and RIP, before its exit.
-        // Only further pieces of it wait (x86_emulate_instruction: writeback).
-        if is_write {
-            if exit.mmio_pieces_left != 0 {
-                notes.push(Fidelity::lost(
-                    &calls.subject,
-                    format!("the last {} pieces of an MMIO write", exit.mmio_pieces_left),
-                    "KVM held them where no call can put them; the device sees the first only",
-                ));
-            }
+    if let Some(why) = &exit.refused {
+        return Err(unsupported(why.clone()));
+    }
+    // An MMIO write is carried out, registers and RIP, before its exit
+    // (x86_emulate_instruction: writeback). Only further pieces of it wait.
+    if reason == kvm::KVM_EXIT_MMIO && page[DETAILS + MMIO_IS_WRITE] != 0 {
+        if exit.mmio_write.is_empty() {
             return Ok(None);
         }
-        // The pieces read before are with KVM's emulator, which is gone.
-        if exit.mmio_pieces_done != 0 {
-            notes.push(Fidelity::lost(
-                &calls.subject,
-                "an MMIO read in pieces",
-                "its first pieces are lost; the whole read is made again, so the device sees \
-                 some of it twice",
-            ));
-            return Ok(None);
-        }
+        mmio_rest::check(&page, &exit.mmio_write).map_err(unsupported)?;
+        return Ok(Some(InFlight::MmioRest(exit.mmio_write.clone())));
     }
     if inputs(reason).is_none() {
-        return Err(KvmError::Unsupported {
-            subject: calls.subject.clone(),
-            why: format!(
-                "an exit of reason {reason} waits for {}, which vmrestore cannot bring about again",
-                exit.completion
-            ),
-        });
+        return Err(unsupported(format!(
+            "an exit of reason {reason} waits for {}, which vmrestore cannot bring about again",
+            exit.completion
+        )));
     }
-    Ok(Some(InFlight { reason, page }))
+    Ok(Some(InFlight::Again(Again {
+        reason,
+        page,
+        answered: exit.mmio_answered.0.clone(),
+    })))
 }
 
 /// Ranges of bytes (start, end) of the exit's details that say *which* exit it is: not the VMM's
@@ -126,7 +131,7 @@ fn inputs(reason: u32) -> Option<&'static [(usize, usize)]> {
     })
 }
 
-impl InFlight {
+impl Again {
     pub fn fidelity(&self, subject: &str) -> Fidelity {
         Fidelity::reconstructed(
             subject,
@@ -148,7 +153,7 @@ impl InFlight {
 pub(super) fn rearm(
     calls: &mut Calls,
     revived: &Revived,
-    in_flight: &InFlight,
+    in_flight: &Again,
 ) -> Result<(), KvmError> {
     let Revived { vcpu, fd, run, .. } = revived;
     let fd = *fd;
@@ -167,11 +172,7 @@ pub(super) fn rearm(
     // The step's trap flag would replace one of the guest's own, which could
     // not be put back: such a guest goes without.
     let stepping = vcpu.regs.rflags & TRAP_FLAG == 0 && step(calls, fd)?;
-    let request = ioctls::RUN.number;
-    let args = [u64::from(fd.cast_unsigned()), request, 0, 0, 0, 0];
-    // A fault's handler would run without the step's trap flag: so a time
-    // limit besides.
-    let result = calls.sys.syscall_within(libc::SYS_ioctl, args, LIMIT);
+    let met = until_met(calls, revived, in_flight);
     if stepping {
         calls.set(
             fd,
@@ -179,38 +180,7 @@ pub(super) fn rearm(
             &kvm::kvm_guest_debug::default(),
         )?;
     }
-    match result {
-        Ok(_) => {}
-        Err(Errno(libc::EINTR)) => {
-            let got = format!("the guest ran on for {} s", LIMIT.as_secs());
-            return Err(in_flight.error(calls, got));
-        }
-        Err(Errno(libc::EFAULT)) => {
-            let got = "KVM met an address that is not mapped in the process";
-            return Err(in_flight.error(calls, got));
-        }
-        Err(errno) => return Err(calls.failed("KVM_RUN (re-arm)", errno)),
-    }
-
-    let mut page = vec![0; PAGE];
-    run.read(calls, &mut page)?;
-    let reason = u32_at(&page, EXIT_REASON);
-    if reason == kvm::KVM_EXIT_DEBUG {
-        let got = "the guest went past the instruction (is its memory as it was?)";
-        return Err(in_flight.error(calls, got));
-    }
-    let details = |page: &[u8], &(start, end): &(usize, usize)| {
-        page.get(DETAILS + start..DETAILS + end).map(<[u8]>::to_vec)
-    };
-    let same = reason == in_flight.reason
-        && inputs(reason).is_some_and(|ranges| {
-            ranges
-                .iter()
-                .all(|r| details(&page, r) == details(&in_flight.page, r))
-        });
-    if !same {
-        return Err(in_flight.error(calls, describe(&page)));
-    }
+    met?;
 
     // The instruction must not have moved on. Registers may be read here but
     // not set: KVM_SET_REGS makes the emulator forget which registers the
@@ -222,6 +192,82 @@ pub(super) fn rearm(
         return Err(in_flight.error(calls, got));
     }
     Ok(())
+}
+
+/// Runs the instruction up to the exit that was in flight. Of an MMIO read in
+/// pieces it meets the earlier ones first: they get the answers that the VMM
+/// gave before the crash, and the VMM does not see them again.
+fn until_met(calls: &mut Calls, revived: &Revived, in_flight: &Again) -> Result<(), KvmError> {
+    let run = &revived.run;
+    let mut rest = &in_flight.answered[..];
+    loop {
+        enter(calls, revived.fd, &|calls, got| in_flight.error(calls, got))?;
+        let mut page = vec![0; PAGE];
+        run.read(calls, &mut page)?;
+        let reason = u32_at(&page, EXIT_REASON);
+        if reason == kvm::KVM_EXIT_DEBUG {
+            let got = "the guest went past the instruction (is its memory as it was?)";
+            return Err(in_flight.error(calls, got));
+        }
+        let details = |page: &[u8], &(start, end): &(usize, usize)| {
+            page.get(DETAILS + start..DETAILS + end).map(<[u8]>::to_vec)
+        };
+        let same = reason == in_flight.reason
+            && inputs(reason).is_some_and(|ranges| {
+                ranges
+                    .iter()
+                    .all(|r| details(&page, r) == details(&in_flight.page, r))
+            });
+        let given = rest.len() < in_flight.answered.len();
+        // An instruction may have read memory as well, which takes no answer:
+        // then there is more of the emulator's cache than exits, and they can
+        // only be told apart if none came before.
+        if same && (rest.is_empty() || !given) {
+            return Ok(());
+        }
+        let earlier = (reason == kvm::KVM_EXIT_MMIO && page[DETAILS + MMIO_IS_WRITE] == 0)
+            .then(|| usize::try_from(u32_at(&page, DETAILS + MMIO_LEN)).ok())
+            .flatten()
+            .and_then(|len| rest.split_at_checked(len.min(MMIO_MOST)));
+        let Some((answer, others)) = earlier.filter(|(answer, _)| !answer.is_empty() && !same)
+        else {
+            return Err(in_flight.error(calls, describe(&page)));
+        };
+        let at = DETAILS + MMIO_DATA;
+        page[at..at + answer.len()].copy_from_slice(answer);
+        run.write(calls, &page)?;
+        rest = others;
+    }
+}
+
+/// One KVM_RUN, for a time at most.
+pub(super) fn enter(
+    calls: &mut Calls,
+    fd: i32,
+    error: &dyn Fn(&Calls, String) -> KvmError,
+) -> Result<(), KvmError> {
+    let args = [
+        u64::from(fd.cast_unsigned()),
+        ioctls::RUN.number,
+        0,
+        0,
+        0,
+        0,
+    ];
+    // A fault's handler would run without the step's trap flag: so a time
+    // limit besides.
+    match calls.sys.syscall_within(libc::SYS_ioctl, args, LIMIT) {
+        Ok(_) => Ok(()),
+        Err(Errno(libc::EINTR)) => {
+            let got = format!("the guest ran on for {} s", LIMIT.as_secs());
+            Err(error(calls, got))
+        }
+        Err(Errno(libc::EFAULT)) => {
+            let got = "KVM met an address that is not mapped in the process";
+            Err(error(calls, got.into()))
+        }
+        Err(errno) => Err(calls.failed("KVM_RUN (re-arm)", errno)),
+    }
 }
 
 /// Turns single step on; whether this KVM can.
@@ -242,47 +288,4 @@ fn step(calls: &mut Calls, fd: i32) -> Result<bool, KvmError> {
         }
     }
     Ok(false)
-}
-
-/// An exit in words.
-fn describe(page: &[u8]) -> String {
-    let at = |offset| DETAILS + offset;
-    match u32_at(page, EXIT_REASON) {
-        kvm::KVM_EXIT_IO => format!(
-            "{} of {} × {} bytes at port {:#x}",
-            if page[at(0)] == 0 { "in" } else { "out" },
-            u32_at(page, at(4)),
-            page[at(1)],
-            u32_at(page, at(0)) >> 16,
-        ),
-        kvm::KVM_EXIT_MMIO => format!(
-            "MMIO {} of {} bytes at {:#x}",
-            if page[at(20)] == 0 { "read" } else { "write" },
-            u32_at(page, at(16)),
-            u64_at(page, at(0)),
-        ),
-        kvm::KVM_EXIT_X86_RDMSR => format!("read of MSR {:#x}", u32_at(page, at(12))),
-        kvm::KVM_EXIT_X86_WRMSR => format!("write of MSR {:#x}", u32_at(page, at(12))),
-        kvm::KVM_EXIT_HYPERCALL => format!("hypercall {:#x}", u64_at(page, at(0))),
-        kvm::KVM_EXIT_INTERNAL_ERROR => {
-            format!("internal error of KVM, suberror {}", u32_at(page, at(0)))
-        }
-        kvm::KVM_EXIT_FAIL_ENTRY => {
-            format!("the CPU refused to enter, {:#x}", u64_at(page, at(0)))
-        }
-        kvm::KVM_EXIT_SHUTDOWN => "triple fault".into(),
-        reason => format!("exit of reason {reason}"),
-    }
-}
-
-fn u32_at(page: &[u8], at: usize) -> u32 {
-    page.get(at..at + 4)
-        .and_then(|b| b.try_into().ok())
-        .map_or(0, u32::from_le_bytes)
-}
-
-fn u64_at(page: &[u8], at: usize) -> u64 {
-    page.get(at..at + 8)
-        .and_then(|b| b.try_into().ok())
-        .map_or(0, u64::from_le_bytes)
 }

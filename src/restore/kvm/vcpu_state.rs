@@ -2,7 +2,8 @@
 
 use super::calls::{Calls, RunArea};
 use super::error::KvmError;
-use super::{ioctls, msrs, rearm, tsc_rate, vcpu_args};
+use super::rearm::InFlight;
+use super::{ioctls, mmio_rest, msrs, rearm, tsc_rate, vcpu_args};
 use crate::dataset::{Fidelity, Irqchip, Vcpu, Vm};
 use kvm_bindings as kvm;
 
@@ -31,7 +32,7 @@ impl Revived<'_> {
         let (cr2, dr6) = vcpu_args::delivered_payload(vcpu, caps.exception_payload);
 
         // A new application processor waits for INIT; KVM_RUN would sleep.
-        let in_flight = rearm::plan(calls, vcpu, notes)?;
+        let in_flight = rearm::plan(&calls.subject, vcpu)?;
         if in_flight.is_some() {
             let state = kvm::kvm_mp_state { mp_state: RUNNABLE };
             calls.set(fd, ioctls::SET_MP_STATE, &state)?;
@@ -46,6 +47,12 @@ impl Revived<'_> {
         // Before the first KVM_RUN, after which they are fixed (Linux 6.4),
         // and before nested state, which they describe.
         msrs::set_features(calls, fd, vcpu, notes)?;
+
+        // Before all that the guest had, which it replaces for a moment: what
+        // it leaves behind is only what KVM holds of the write.
+        if let Some(InFlight::MmioRest(parts)) = &in_flight {
+            notes.push(mmio_rest::bring_about(calls, self, parts)?);
+        }
 
         // Before events: it clears pending exceptions.
         let regs = vcpu_args::regs(&vcpu.regs);
@@ -71,7 +78,7 @@ impl Revived<'_> {
 
         // After all that the instruction needs, before all that could
         // interrupt it.
-        if let Some(in_flight) = in_flight {
+        if let Some(InFlight::Again(in_flight)) = in_flight {
             // SMM decides which memory the guest sees.
             let masks = vcpu_args::masks_only(&vcpu.events);
             let events = vcpu_args::events(&masks, caps.exception_payload, false);

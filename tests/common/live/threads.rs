@@ -1,6 +1,6 @@
 //! Threads of a live process, by ptrace and procfs.
 
-use super::{field, pending, stat, status};
+use super::{field, stat, status};
 use std::fs;
 use vmrestore::dataset::*;
 use vmrestore::sys::ptrace;
@@ -79,7 +79,7 @@ pub fn thread(pid: i32, tid: i32) -> Thread {
         xsave: Some(Blob(ptrace::xstate(tid).expect("xstate"))),
         fpu_stale: false,
         sigmask: ptrace::signal_mask(tid).expect("mask"),
-        pending: pending(tid, "SigPnd"),
+        pending: pending(tid, false),
         sigaltstack: SignalStack {
             flags: 2,
             ..SignalStack::default()
@@ -114,15 +114,42 @@ pub fn thread(pid: i32, tid: i32) -> Thread {
         no_new_privs: status(tid, "NoNewPrivs") == "1",
         seccomp: seccomp(tid),
         scheduling: Scheduling {
-            policy: 0,
+            policy: stat(tid)[41 - 3].parse().expect("a number"),
             nice: stat(tid)[19 - 3].parse().expect("a number"),
-            rt_priority: 0,
+            rt_priority: stat(tid)[40 - 3].parse().expect("a number"),
+            io_priority: 0,
+            deadline: None,
             affinity: list(&status(tid, "Cpus_allowed_list")),
         },
         pdeath_signal: 0,
-        timer_slack_ns: 50_000,
+        controls: Controls::default(),
+        ended: None,
+        timer_slack_ns: fs::read_to_string(format!("/proc/{tid}/timerslack_ns"))
+            .expect("timerslack_ns")
+            .trim()
+            .parse()
+            .expect("a number"),
         regs,
     }
+}
+
+/// What waits for a thread (`SigPnd`), or for its process (`ShdPnd`), with its siginfo.
+pub fn pending(tid: i32, shared: bool) -> Vec<PendingSignal> {
+    const PEEKSIGINFO: u32 = 0x4209;
+    const INFO: usize = 128;
+    // struct ptrace_peeksiginfo_args: offset, flags (1: the process's), how many.
+    let mut args = [0u64, u64::from(shared) | 64 << 32];
+    let mut infos = vec![0u8; 64 * INFO];
+    // SAFETY: the kernel reads the arguments and writes at most 64 infos.
+    let count = unsafe { libc::ptrace(PEEKSIGINFO, tid, args.as_mut_ptr(), infos.as_mut_ptr()) };
+    infos
+        .chunks_exact(INFO)
+        .take(count.max(0) as usize)
+        .map(|info| PendingSignal {
+            signal: u32::from_ne_bytes(info[..4].try_into().expect("4")),
+            info: Blob(info.to_vec()),
+        })
+        .collect()
 }
 
 /// `0-1,5`
@@ -154,7 +181,11 @@ fn seccomp(tid: i32) -> SeccompState {
         program.truncate(count as usize * 8);
         filters.insert(0, Blob(program));
     }
-    SeccompState { mode, filters }
+    SeccompState {
+        mode,
+        filters,
+        ..SeccompState::default()
+    }
 }
 
 /// `/proc/PID/timers`: it does not say when they expire, so each does at once.

@@ -6,7 +6,7 @@ use std::fs::OpenOptions;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, Weak};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -37,9 +37,12 @@ impl Output {
     }
 }
 
+/// Between two interrupts of the host's CPUs.
+const BEAT: Duration = Duration::from_millis(300);
+
 /// The connection to the host's agent.
 pub struct Agent {
-    writer: UnixStream,
+    writer: Arc<Mutex<UnixStream>>,
     shared: Arc<Shared>,
     next: u64,
     followed: BTreeSet<String>,
@@ -58,6 +61,10 @@ struct State {
     done: BTreeMap<u64, Output>,
     tails: BTreeMap<String, Vec<u8>>,
     newest: BTreeMap<String, Instant>,
+    /// When more has come of a followed file, and how many bytes there were then.
+    arrivals: BTreeMap<String, Vec<(Instant, usize)>>,
+    /// What had come when PID 1 of another kernel said HELLO.
+    earlier: Option<BTreeMap<String, Vec<u8>>>,
 }
 
 impl Agent {
@@ -74,11 +81,16 @@ impl Agent {
                 let ended = read_frames(reader, &theirs, &live)
                     .err()
                     .map_or_else(|| "closed".to_owned(), |error| format!("{error:#}"));
-                lock(&theirs).closed = Some(ended);
+                lock(&theirs.state).closed = Some(ended);
                 theirs.changed.notify_all();
             })?;
+        let writer = Arc::new(Mutex::new(stream));
+        let weak = Arc::downgrade(&writer);
+        std::thread::Builder::new()
+            .name("lab-beat".into())
+            .spawn(move || beat(&weak))?;
         Ok(Self {
-            writer: stream,
+            writer,
             shared,
             next: 1,
             followed: BTreeSet::new(),
@@ -90,6 +102,25 @@ impl Agent {
         self.wait("the host to come up", limit, |state| {
             state.hello.then_some(())
         })
+    }
+
+    /// Waits until the capture kernel of a host that has died is up as a host, and gives all that
+    /// had come of the followed files before. Nothing is followed any more.
+    pub fn wait_up_again(&mut self, limit: Duration) -> Result<BTreeMap<String, Vec<u8>>> {
+        self.followed.clear();
+        self.wait("the capture kernel to come up", limit, |state| {
+            state.earlier.take()
+        })
+    }
+
+    /// When the followed file had more than `bytes`.
+    #[must_use]
+    pub fn when_longer(&self, name: &str, bytes: usize) -> Option<Instant> {
+        let state = lock(&self.shared.state);
+        let mut arrivals = state.arrivals.get(name)?.iter();
+        arrivals
+            .find(|(_, length)| *length > bytes)
+            .map(|(at, _)| *at)
     }
 
     /// Runs a shell command in the host; it is killed after `limit`.
@@ -125,7 +156,7 @@ impl Agent {
     /// All that has come of the followed file so far.
     #[must_use]
     pub fn tail(&self, name: &str) -> Vec<u8> {
-        lock(&self.shared)
+        lock(&self.shared.state)
             .tails
             .get(name)
             .cloned()
@@ -135,7 +166,7 @@ impl Agent {
     /// How long nothing has come of the followed file.
     #[must_use]
     pub fn silent_for(&self, name: &str) -> Duration {
-        lock(&self.shared)
+        lock(&self.shared.state)
             .newest
             .get(name)
             .map_or(Duration::MAX, Instant::elapsed)
@@ -158,7 +189,7 @@ impl Agent {
     }
 
     fn send(&mut self, header: &str, body: &str) -> Result<()> {
-        self.writer
+        lock(&self.writer)
             .write_all(&[header.as_bytes(), body.as_bytes()].concat())
             .context("the line to the host")
     }
@@ -170,7 +201,7 @@ impl Agent {
         mut ready: impl FnMut(&mut State) -> Option<R>,
     ) -> Result<R> {
         let deadline = Instant::now() + limit;
-        let mut state = lock(&self.shared);
+        let mut state = lock(&self.shared.state);
         loop {
             if let Some(result) = ready(&mut state) {
                 return Ok(result);
@@ -192,11 +223,22 @@ impl Agent {
     }
 }
 
-fn lock(shared: &Shared) -> MutexGuard<'_, State> {
-    shared
-        .state
-        .lock()
-        .unwrap_or_else(|poison| poison.into_inner())
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(|poison| poison.into_inner())
+}
+
+/// QEMU's emulation of SVM changes the requests for interrupts of a CPU without
+/// the lock under which others add to them: now and then one is forgotten, and a
+/// CPU that is halted then, with the interrupt pending in its APIC, sleeps until
+/// the next comes. So some always come.
+fn beat(writer: &Weak<Mutex<UnixStream>>) {
+    while let Some(writer) = writer.upgrade() {
+        if lock(&writer).write_all(b"BEAT\n").is_err() {
+            return;
+        }
+        drop(writer);
+        std::thread::sleep(BEAT);
+    }
 }
 
 fn read_frames(stream: UnixStream, shared: &Shared, live: &Path) -> Result<()> {
@@ -208,24 +250,39 @@ fn read_frames(stream: UnixStream, shared: &Shared, live: &Path) -> Result<()> {
         }
         let words: Vec<&str> = header.split_whitespace().collect();
         match words.as_slice() {
-            ["HELLO"] => lock(shared).hello = true,
+            ["HELLO"] => {
+                let mut state = lock(&shared.state);
+                if state.hello {
+                    // Another kernel: its agent sends each file from the start.
+                    state.earlier = Some(std::mem::take(&mut state.tails));
+                    state.newest.clear();
+                    state.arrivals.clear();
+                    for entry in std::fs::read_dir(live)?.flatten() {
+                        let _ = std::fs::remove_file(entry.path());
+                    }
+                }
+                state.hello = true;
+            }
             ["DONE", id, code, out, err] => {
                 let output = Output {
                     code: code.parse()?,
                     stdout: text(&mut input, out.parse()?)?,
                     stderr: text(&mut input, err.parse()?)?,
                 };
-                lock(shared).done.insert(id.parse()?, output);
+                lock(&shared.state).done.insert(id.parse()?, output);
             }
             ["TAIL", name, offset, length] => {
                 let mut bytes = vec![0u8; length.parse()?];
                 input.read_exact(&mut bytes)?;
                 let offset: usize = offset.parse()?;
-                let mut state = lock(shared);
+                let mut state = lock(&shared.state);
                 let tail = state.tails.entry((*name).to_owned()).or_default();
                 ensure!(tail.len() == offset, "{name}: a gap in the stream");
                 tail.extend_from_slice(&bytes);
-                state.newest.insert((*name).to_owned(), Instant::now());
+                let (now, length) = (Instant::now(), tail.len());
+                state.newest.insert((*name).to_owned(), now);
+                let arrivals = state.arrivals.entry((*name).to_owned()).or_default();
+                arrivals.push((now, length));
                 drop(state);
                 OpenOptions::new()
                     .create(true)

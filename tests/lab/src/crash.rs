@@ -2,6 +2,7 @@
 //! let the capture kernel dump it. Kept under a key of everything that went
 //! in.
 
+use std::collections::BTreeMap;
 use std::collections::hash_map::DefaultHasher;
 use std::hash::{Hash, Hasher};
 use std::path::{Path, PathBuf};
@@ -14,22 +15,36 @@ use serde_json::json;
 
 use crate::agent::Agent;
 use crate::debian::run;
+use crate::guest::Guest;
 use crate::images::{Images, make_ext4, read_ext4};
 use crate::judge;
+use crate::keeper;
 use crate::machine::{Disk, Machine};
+use crate::phase::{self, Phase};
 use crate::reboot::pack;
-use crate::scenario::{Death, Guest, MAIN_DUMP, Scenario};
+use crate::scenario::{Death, MAIN_DUMP, Scenario};
+use crate::states;
 
 /// Attempts to get a host as far as its crash. With more than one emulated CPU
 /// and many guests QEMU's TCG sometimes resets or hangs the host by itself;
 /// what fails *before* the crash says nothing about vmrestore.
 const ATTEMPTS: u32 = 3;
-/// A guest that has not printed for so long hangs. A line takes a second on a
-/// busy machine.
+/// A guest that has not printed for so long hangs, or has reset itself, however
+/// slow it is.
 const LONGEST_SILENCE: Duration = Duration::from_secs(10);
+/// Lines by which a guest's pace is told.
+const PACE: usize = 12;
 /// Size of the host's data disk, MiB.
 pub const DATA_DISK_MIB: u64 = 256;
 const DUMP_DISK_MIB: u64 = 4096;
+/// Where on the PCI bus the guests' own disks of the host begin.
+pub(crate) const HOST_DISK_SLOT: usize = 0x10;
+/// The host's own swap disk, and where it is.
+pub(crate) const SWAP_DISK: &str = "swap.img";
+pub(crate) const SWAP_DISK_SLOT: usize = 0x1e;
+
+/// What QEMU says of a paused host's CPUs, beside its dump.
+pub const REGISTERS: &str = "registers.txt";
 
 /// What is known of a dump, beside the dump.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -137,6 +152,16 @@ pub fn dump_dir(lab: &Path, images: &Images, scenario: &Scenario) -> PathBuf {
     serde_json::to_string(scenario)
         .unwrap_or_default()
         .hash(&mut hasher);
+    if scenario.keeper {
+        // Sources that cannot be read fail when the module is built.
+        keeper::key().unwrap_or_default().hash(&mut hasher);
+    }
+    if states::runs_in(scenario) {
+        states::key().unwrap_or_default().hash(&mut hasher);
+    }
+    if scenario.death == Death::Paused {
+        REGISTERS.hash(&mut hasher);
+    }
     lab.join("dumps")
         .join(format!("{}-{:016x}", scenario.name, hasher.finish()))
 }
@@ -152,7 +177,8 @@ pub fn dump(lab: &Path, images: &Images, scenario: &Scenario) -> Result<CachedDu
     loop {
         let _ = std::fs::remove_dir_all(&work);
         std::fs::create_dir_all(&work)?;
-        match attempt(&work, images, scenario, &mut Extra::default()) {
+        let mut extra = Extra::of(lab, scenario)?;
+        match attempt(&work, images, scenario, &mut extra) {
             Ok(times) => {
                 let record = Record {
                     scenario: scenario.clone(),
@@ -208,24 +234,46 @@ pub struct Extra<'a> {
     /// kernel: (name, file). The latter runs `capture.sh` if it is among them,
     /// with the libraries in `lib/`.
     pub luggage: Vec<(String, PathBuf)>,
+    /// Programs for `/tools` in the host, which is first on the PATH: (name, file).
+    pub tools: Vec<(String, PathBuf)>,
     /// Files that are on the dump disk in the end, beside the dumps.
     pub keep: Vec<String>,
     /// What is done in the host right before it dies.
     pub alive: Option<Alive<'a>>,
 }
 
+impl Extra<'_> {
+    /// What the scenario itself asks for.
+    pub fn of(lab: &Path, scenario: &Scenario) -> Result<Self> {
+        let mut extra = Self::default();
+        if scenario.keeper {
+            let name = keeper::IN_HOST.trim_start_matches("/dump/").to_owned();
+            extra.luggage.push((name, keeper::module(lab)?));
+        }
+        if states::runs_in(scenario) {
+            extra.luggage.extend(states::build(lab)?);
+        }
+        Ok(extra)
+    }
+}
+
 /// See [`Extra::alive`].
 pub type Alive<'a> = Box<dyn FnMut(&mut Machine) -> Result<()> + 'a>;
 
 /// A crash for one use, in `dir`, which is emptied first: not from the cache,
-/// and not kept in it.
-pub fn once(dir: &Path, images: &Images, scenario: &Scenario, mut extra: Extra) -> Result<()> {
+/// and not kept in it. How long it took to the crash, and to the host's end.
+pub fn once(
+    dir: &Path,
+    images: &Images,
+    scenario: &Scenario,
+    mut extra: Extra,
+) -> Result<(Duration, Duration)> {
     let mut lost = 0;
     loop {
         let _ = std::fs::remove_dir_all(dir);
         std::fs::create_dir_all(dir)?;
         match attempt(dir, images, scenario, &mut extra) {
-            Ok(_) => return Ok(()),
+            Ok(times) => return Ok(times),
             Err(Failure::BeforeCrash(error)) if lost + 1 < ATTEMPTS => {
                 lost += 1;
                 eprintln!("lab: lost before the crash ({lost} of {ATTEMPTS}): {error:#}");
@@ -249,9 +297,9 @@ fn attempt(
         bring_to_crash(work, images, scenario, extra).map_err(Failure::BeforeCrash)?;
     let to_crash = started.elapsed();
     let died = Instant::now();
-    die(&mut machine, work, scenario, &extra.keep).map_err(Failure::AfterCrash)?;
+    let off = die(&mut machine, work, scenario, &extra.keep).map_err(Failure::AfterCrash)?;
     drop(machine);
-    Ok((to_crash, died.elapsed()))
+    Ok((to_crash, off.saturating_duration_since(died)))
 }
 
 /// Boots the host and starts all; returns at the moment of the crash.
@@ -264,14 +312,50 @@ fn bring_to_crash(
     let data = work.join("data.img");
     make_ext4(&data, None, DATA_DISK_MIB)?;
     let dump = pack(work, "dump", &extra.luggage, DUMP_DISK_MIB)?;
-    let disks = [("data", data), ("dump", dump)].map(|(serial, image)| Disk {
-        serial,
-        image,
-        throw_away: false,
-    });
+    let mut disks: Vec<Disk> = [("data", data), ("dump", dump)]
+        .map(|(serial, image)| Disk {
+            serial: serial.into(),
+            slot: None,
+            image,
+            throw_away: false,
+        })
+        .into();
+    for (number, guest) in scenario.guests.iter().enumerate() {
+        if let Some(name) = guest.host_disk() {
+            let image = work.join(name);
+            std::fs::File::create(&image)?.set_len(u64::from(guest.host_disk_mib) << 20)?;
+            disks.push(Disk {
+                serial: guest.name.clone(),
+                slot: Some(HOST_DISK_SLOT + number),
+                image,
+                throw_away: false,
+            });
+        }
+    }
+    if scenario.swap_mib > 0 {
+        let image = work.join(SWAP_DISK);
+        std::fs::File::create(&image)?.set_len(scenario.swap_mib << 20)?;
+        disks.push(swap_disk(image));
+    }
+    if !extra.tools.is_empty() {
+        disks.push(Disk {
+            serial: "tools".into(),
+            slot: None,
+            image: pack(work, "tools", &extra.tools, 8)?,
+            throw_away: true,
+        });
+    }
     let mut machine = Machine::start(images, &scenario.hardware, &disks, work)?;
     start_all(&mut machine, scenario)
+        .map_err(|error| machine.explain(error))
         .with_context(|| format!("the host's console ends:\n{}", machine.console_end()))?;
+    for guest in scenario.guests.iter().filter(|g| g.phase.starts_late()) {
+        start_guest(&mut machine.agent, guest)?;
+        phase::wait_for_vm(&mut machine.agent, guest)?;
+        let path = Scenario::output_path(&guest.name);
+        machine.agent.follow(&guest.name, &path)?;
+    }
+    phase::enter(&mut machine.agent, scenario)?;
     std::thread::sleep(Duration::from_millis(scenario.delay_ms()));
     ensure!(
         machine.is_running(),
@@ -282,14 +366,26 @@ fn bring_to_crash(
         alive(&mut machine)?;
     }
     still_whole(&machine, scenario)?;
+    phase::last_moment(&mut machine.agent, scenario)?;
     Ok(machine)
+}
+
+/// The host's swap disk.
+pub(crate) fn swap_disk(image: PathBuf) -> Disk {
+    Disk {
+        serial: "swap".into(),
+        slot: Some(SWAP_DISK_SLOT),
+        image,
+        throw_away: false,
+    }
 }
 
 /// Emulated SVM is not without faults: a guest that has reset itself, or has
 /// gone silent, before the crash is the lab's loss, and says nothing about what
 /// comes after.
 fn still_whole(machine: &Machine, scenario: &Scenario) -> Result<()> {
-    for guest in &scenario.guests {
+    let settled = |guest: &&Guest| matches!(guest.phase, Phase::Running | Phase::Paused);
+    for guest in scenario.guests.iter().filter(settled) {
         let seen = machine.agent.tail(&guest.name);
         let verdict = judge::guest(&seen, &seen, None, 0);
         ensure!(
@@ -297,16 +393,30 @@ fn still_whole(machine: &Machine, scenario: &Scenario) -> Result<()> {
             "{} was not whole before the crash: {verdict}",
             guest.name
         );
-    }
-    for name in scenario.output_names() {
-        let silent = machine.agent.silent_for(&name);
+        let name = &guest.name;
+        let silent = machine.agent.silent_for(name);
         ensure!(
-            silent < LONGEST_SILENCE,
-            "{name} had been silent for {} s before the crash",
-            silent.as_secs()
+            silent < longest_silence(&seen),
+            "{name} had been silent for {} ms before the crash",
+            silent.as_millis()
         );
     }
     Ok(())
+}
+
+/// How long a guest that is well may be silent, by the times in its last lines.
+/// One that prints ten lines a second and stops for two has reset itself.
+fn longest_silence(seen: &[u8]) -> Duration {
+    let text = String::from_utf8_lossy(seen);
+    let times: Vec<u64> = text
+        .lines()
+        .rev()
+        .take(PACE)
+        .filter_map(|line| line.split_once(" t=")?.1.split(' ').next()?.parse().ok())
+        .collect();
+    let steps = times.windows(2).map(|pair| pair[0].saturating_sub(pair[1]));
+    let step = Duration::from_millis(steps.max().unwrap_or(u64::MAX));
+    (Duration::from_secs(1) + step.saturating_mul(3)).min(LONGEST_SILENCE)
 }
 
 /// Loads the capture kernel, starts guests and the program, waits for their
@@ -320,30 +430,36 @@ pub fn start_all(machine: &mut Machine, scenario: &Scenario) -> Result<()> {
             .iter()
             .map(|dump| format!("{}:{}", dump.name, dump.options.replace(' ', ",")))
             .collect();
-        let append = format!(
-            "console=ttyS0 quiet nr_cpus=1 irqpoll reset_devices labdump={}",
-            dumps.join(";")
-        );
+        let (initrd, append) = match &scenario.capture_host {
+            Some(words) => (
+                "/dump/host.initrd",
+                format!("loglevel=4 panic=1 tsc=reliable {words}"),
+            ),
+            None => (
+                "/boot/capture.initrd",
+                format!(
+                    "quiet nr_cpus=1 irqpoll reset_devices labdump={}",
+                    dumps.join(";")
+                ),
+            ),
+        };
         let load = format!(
-            "kexec -p /boot/vmlinuz --initrd=/boot/capture.initrd --append='{append}' && \
+            "kexec -p /boot/vmlinuz --initrd={initrd} --append='console=ttyS0 {append}' && \
              cat /sys/kernel/kexec_crash_loaded && sysctl -w kernel.unknown_nmi_panic=1"
         );
         agent
             .run(&load, Duration::from_secs(60))?
             .success("kexec -p")?;
     }
+    if scenario.keeper {
+        let load = format!("insmod {}", keeper::IN_HOST);
+        agent.run(&load, Duration::from_secs(60))?.success(&load)?;
+    }
+    set_up_host(agent, scenario)?;
     for guest in &scenario.guests {
-        if guest.disk_mib > 0 {
-            let make = format!("truncate -s {}M /data/{}.disk", guest.disk_mib, guest.name);
-            agent.run(&make, Duration::from_secs(20))?.success(&make)?;
+        if !guest.phase.starts_late() {
+            start_guest(agent, guest)?;
         }
-        start(
-            agent,
-            &guest.name,
-            guest.pid,
-            &guest.command_line(),
-            &log_of(guest),
-        )?;
     }
     if let Some(pid) = scenario.process {
         agent
@@ -352,15 +468,57 @@ pub fn start_all(machine: &mut Machine, scenario: &Scenario) -> Result<()> {
         let line = "lab-process /data/process";
         start(agent, "process", pid, line, "/data/process/out")?;
     }
+    if states::runs_in(scenario) {
+        states::start(agent)?;
+    }
     // Nothing of the preparation is unwritten: what the crash finds dirty is
     // what guests and program have written since.
     agent
         .run("sync", Duration::from_secs(30))?
         .success("sync")?;
-    for name in scenario.output_names() {
-        let path = Scenario::output_path(&name);
-        agent.follow(&name, &path)?;
-        agent.wait_lines(&name, scenario.warm_up, Duration::from_secs(240))?;
+    let late = |name: &String| {
+        let mut late = scenario.guests.iter().filter(|g| g.phase.starts_late());
+        late.any(|guest| guest.name == *name)
+    };
+    for name in scenario.output_names().iter().filter(|name| !late(name)) {
+        let path = Scenario::output_path(name);
+        agent.follow(name, &path)?;
+        agent.wait_lines(name, scenario.warm_up, Duration::from_secs(240))?;
+    }
+    Ok(())
+}
+
+/// Makes a guest's disk and all it needs, and starts its VMM.
+fn start_guest(agent: &mut Agent, guest: &Guest) -> Result<()> {
+    if guest.has_raw_disk() {
+        let make = format!("truncate -s {}M /data/{}.disk", guest.disk_mib, guest.name);
+        agent.run(&make, Duration::from_secs(20))?.success(&make)?;
+    }
+    if let Some(prepare) = guest.preparation() {
+        agent
+            .run(&prepare, Duration::from_secs(60))?
+            .success(&prepare)?;
+    }
+    start(
+        agent,
+        &guest.name,
+        guest.pid,
+        &guest.command_line(),
+        &log_of(guest),
+    )
+}
+
+/// What the guests' administrators have the host do at each boot.
+pub fn set_up_host(agent: &mut Agent, scenario: &Scenario) -> Result<()> {
+    if states::runs_in(scenario) {
+        agent
+            .run(states::SET_UP, Duration::from_secs(60))?
+            .success("set up")?;
+    }
+    for setup in scenario.guests.iter().filter_map(Guest::setup_at_boot) {
+        agent
+            .run(&setup, Duration::from_secs(60))?
+            .success(&setup)?;
     }
     Ok(())
 }
@@ -394,8 +552,72 @@ fn start(agent: &mut Agent, name: &str, pid: u32, line: &str, out: &str) -> Resu
     Ok(())
 }
 
-/// The host's last moments, and its dumps out to `work`.
-fn die(machine: &mut Machine, work: &Path, scenario: &Scenario, keep: &[String]) -> Result<()> {
+/// A host whose capture kernel is a host: boots it, starts all, lets it die, and waits until the
+/// capture kernel has the same root up. What happens there is up to the caller; the memory of the
+/// dead kernel is in `/proc/vmcore`.
+pub(crate) fn into_capture_kernel(
+    dir: &Path,
+    images: &Images,
+    scenario: &Scenario,
+    mut extra: Extra,
+) -> Result<Captured> {
+    let initrd = ("host.initrd".to_owned(), images.initrd.clone());
+    extra.luggage.push(initrd);
+    let mut lost = 0;
+    let mut machine = loop {
+        let _ = std::fs::remove_dir_all(dir);
+        std::fs::create_dir_all(dir)?;
+        match bring_to_crash(dir, images, scenario, &mut extra) {
+            Ok(machine) => break machine,
+            Err(error) if lost + 1 < ATTEMPTS => {
+                lost += 1;
+                eprintln!("lab: lost before the crash ({lost} of {ATTEMPTS}): {error:#}");
+            }
+            Err(error) => return Err(error.context(format!("kept in {}", dir.display()))),
+        }
+    };
+    let died = Instant::now();
+    match scenario.death {
+        Death::Nmi => {
+            machine.qmp.command("inject-nmi", json!({}))?;
+        }
+        Death::Sysrq | Death::Paused => {
+            let crash = "echo c > /proc/sysrq-trigger";
+            machine.agent.send_run(crash, Duration::from_secs(600))?;
+        }
+    }
+    let before = machine
+        .agent
+        .wait_up_again(Duration::from_secs(180))
+        .map_err(|error| machine.explain(error))
+        .with_context(|| format!("the console ends:\n{}", machine.console_end()))?;
+    let up = died.elapsed();
+    set_up_host(&mut machine.agent, scenario)?;
+    Ok(Captured {
+        machine,
+        before,
+        died,
+        up,
+    })
+}
+
+/// See [`into_capture_kernel`].
+pub(crate) struct Captured {
+    pub machine: Machine,
+    /// What had been seen of each followed file when the host died.
+    pub before: BTreeMap<String, Vec<u8>>,
+    pub died: Instant,
+    /// From then to the agent's first word in the capture kernel.
+    pub up: Duration,
+}
+
+/// The host's last moments, and its dumps out to `work`. When it was off.
+fn die(
+    machine: &mut Machine,
+    work: &Path,
+    scenario: &Scenario,
+    keep: &[String],
+) -> Result<Instant> {
     match scenario.death {
         Death::Sysrq => {
             machine
@@ -407,6 +629,12 @@ fn die(machine: &mut Machine, work: &Path, scenario: &Scenario, keep: &[String])
         }
         Death::Paused => {
             machine.qmp.command("stop", json!({}))?;
+            let asked = json!({ "command-line": "info registers -a" });
+            let said = machine.qmp.command("human-monitor-command", asked)?;
+            let text = said
+                .as_str()
+                .context("human-monitor-command says no text")?;
+            std::fs::write(work.join(REGISTERS), text)?;
             for dump in &scenario.dumps {
                 let to = std::path::absolute(work.join(&dump.name))?;
                 let mut arguments = json!({
@@ -420,11 +648,13 @@ fn die(machine: &mut Machine, work: &Path, scenario: &Scenario, keep: &[String])
             }
             machine.qmp.command("quit", json!({}))?;
             machine.wait_off(Duration::from_secs(60))?;
+            let off = Instant::now();
             std::fs::remove_file(work.join("dump.img"))?;
-            return Ok(());
+            return Ok(off);
         }
     }
     machine.wait_off(Duration::from_secs(600))?;
+    let off = Instant::now();
     let console = std::fs::read(&machine.console)?;
     let console = String::from_utf8_lossy(&console);
     ensure!(
@@ -455,5 +685,22 @@ fn die(machine: &mut Machine, work: &Path, scenario: &Scenario, keep: &[String])
         .map(|name| (format!("/{name}"), work.join(name)));
     read_ext4(&image, &keep.collect::<Vec<_>>())?;
     std::fs::remove_file(image)?;
-    Ok(())
+    Ok(off)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn silence_is_measured_by_a_guests_own_pace() {
+        let lines = |step: u64| -> Vec<u8> {
+            let line = |n: u64| format!("L n={n} wall=7 t={} crc=1\n", n * step);
+            (0..20).map(line).collect::<String>().into_bytes()
+        };
+        assert_eq!(longest_silence(&lines(100)), Duration::from_millis(1300));
+        assert_eq!(longest_silence(&lines(1500)), Duration::from_millis(5500));
+        assert_eq!(longest_silence(&lines(9000)), LONGEST_SILENCE);
+        assert_eq!(longest_silence(b""), LONGEST_SILENCE);
+    }
 }

@@ -1,6 +1,8 @@
 //! Debian's own files for the lab's host: what this machine has installed is
 //! used as it is, the rest comes out of packages, unpacked and never installed.
 
+use std::collections::hash_map::DefaultHasher;
+use std::hash::{Hash, Hasher};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -8,7 +10,7 @@ use anyhow::{Context, Result, bail, ensure};
 
 /// Packages unpacked when a file of them is not installed here. The libraries
 /// are those that kexec-tools and makedumpfile link.
-const PACKAGES: [&str; 16] = [
+const PACKAGES: [&str; 23] = [
     "busybox-static",
     "kexec-tools",
     "makedumpfile",
@@ -25,15 +27,25 @@ const PACKAGES: [&str; 16] = [
     "libelf1",
     "liblzma5",
     "libbz2-1.0",
+    "xfsprogs",
+    "libinih1",
+    "liburcu8",
+    "dmsetup",
+    "libdevmapper1.02.1",
+    "qemu-utils",
+    "ovmf",
 ];
 
 /// The kernel's metapackage: Debian 12's 6.1 for clouds, which has KVM, BTF
 /// and few modules.
 const KERNEL_PACKAGE: &str = "linux-image-cloud-amd64";
+/// The same for any machine, which has what the other was built without, zswap say.
+const GENERIC_PACKAGE: &str = "linux-image-amd64";
 
 /// Where Debian's files are found.
 pub struct Debian {
     unpacked: PathBuf,
+    generic: bool,
 }
 
 /// One kernel: its image and its directory of modules.
@@ -53,6 +65,16 @@ impl Debian {
     pub fn new(dir: &Path) -> Self {
         Self {
             unpacked: dir.join("packages"),
+            generic: false,
+        }
+    }
+
+    /// The same, with the kernel for any machine.
+    #[must_use]
+    pub fn generic(dir: &Path) -> Self {
+        Self {
+            generic: true,
+            ..Self::new(dir)
         }
     }
 
@@ -62,7 +84,7 @@ impl Debian {
     pub fn file(&self, path: &str) -> Result<PathBuf> {
         let here = Path::new(path);
         let unpack = std::env::var_os("VMRESTORE_LAB_UNPACK").is_some()
-            && !path.contains("qemu")
+            && !path.contains("qemu-system")
             && !path.starts_with("/usr/share");
         let suits = here.exists() && !unpack && (path != "/bin/busybox" || is_static(here));
         if suits {
@@ -73,7 +95,7 @@ impl Debian {
         // Packages of Debian 12 still say /bin and /sbin where an installed
         // system has merged them into /usr.
         for candidate in [relative, relative.trim_start_matches("usr/")] {
-            let unpacked = self.unpacked.join("root").join(candidate);
+            let unpacked = self.tools().join(candidate);
             if unpacked.exists() {
                 return Ok(unpacked);
             }
@@ -90,13 +112,13 @@ impl Debian {
 
     fn library_path(&self) -> String {
         ["usr/lib/x86_64-linux-gnu", "lib/x86_64-linux-gnu"]
-            .map(|dir| self.unpacked.join("root").join(dir).display().to_string())
+            .map(|dir| self.tools().join(dir).display().to_string())
             .join(":")
     }
 
     /// The shared libraries that `program` needs: (path inside the host, file).
     pub fn libraries(&self, program: &Path) -> Result<Vec<(String, PathBuf)>> {
-        let root = self.unpacked.join("root");
+        let root = self.tools();
         let output = Command::new("ldd")
             .arg(program)
             .env("LD_LIBRARY_PATH", self.library_path())
@@ -127,33 +149,81 @@ impl Debian {
     /// Debian 12's cloud kernel, or the unpacked package at
     /// `$VMRESTORE_LAB_KERNEL`.
     pub fn kernel(&self) -> Result<Kernel> {
-        if let Some(dir) = std::env::var_os("VMRESTORE_LAB_KERNEL") {
-            return Kernel::in_package(Path::new(&dir));
-        }
-        let dir = self.unpacked.join("kernel");
+        let (from, to) = match (self.generic, std::env::var_os("VMRESTORE_LAB_KERNEL")) {
+            (true, _) => (GENERIC_PACKAGE, "kernel-generic"),
+            (false, Some(dir)) => return Kernel::in_package(Path::new(&dir)),
+            (false, None) => (KERNEL_PACKAGE, "kernel"),
+        };
+        let dir = self.unpacked.join(to);
         if !dir.join("boot").exists() {
-            let depends = run(Command::new("apt-cache").args(["depends", KERNEL_PACKAGE]))?;
+            let depends = run(Command::new("apt-cache").args(["depends", from]))?;
             let package = depends
                 .split_whitespace()
                 .find(|word| word.starts_with("linux-image-"))
-                .filter(|word| *word != KERNEL_PACKAGE)
+                .filter(|word| *word != from)
                 .or_else(|| {
                     depends
                         .split_whitespace()
                         .find(|word| word.starts_with("linux-image-6"))
                 })
-                .with_context(|| format!("{KERNEL_PACKAGE} names no kernel: {depends}"))?;
+                .with_context(|| format!("{from} names no kernel: {depends}"))?;
             self.unpack(&[package], &dir)?;
         }
         Kernel::in_package(&dir)
     }
 
+    /// The headers of the kernel `release`, of the package version that its
+    /// image has, unpacked; `arrange` is called once, with their root.
+    pub(crate) fn unpacked_headers(
+        &self,
+        release: &str,
+        arrange: impl FnOnce(&Path) -> Result<()>,
+    ) -> Result<PathBuf> {
+        let to = self.unpacked.join(format!("headers-{release}"));
+        if to.exists() {
+            return Ok(to);
+        }
+        let package = format!("linux-headers-{release}");
+        let depends = run(Command::new("apt-cache").args(["depends", &package]))?;
+        let mut packages: Vec<&str> = depends
+            .split_whitespace()
+            .filter(|word| word.starts_with("linux-headers-") || word.starts_with("linux-kbuild-"))
+            .collect();
+        packages.push(&package);
+        packages.sort_unstable();
+        packages.dedup();
+        let work = to.with_extension(format!("arranged{}", std::process::id()));
+        self.unpack(&packages, &work)?;
+        arrange(&work)?;
+        match std::fs::rename(&work, &to) {
+            Ok(()) => Ok(to),
+            // Another run of the lab was faster.
+            Err(_) if to.exists() => {
+                std::fs::remove_dir_all(&work)?;
+                Ok(to)
+            }
+            Err(error) => Err(error).with_context(|| to.display().to_string()),
+        }
+    }
+
     fn unpack_tools(&self) -> Result<()> {
-        let root = self.unpacked.join("root");
+        let root = self.tools();
         if root.exists() {
             return Ok(());
         }
         self.unpack(&PACKAGES, &root)
+    }
+
+    /// Where [`PACKAGES`] are unpacked: another list of them, another place.
+    fn tools(&self) -> PathBuf {
+        let mut list = DefaultHasher::new();
+        PACKAGES.hash(&mut list);
+        self.unpacked.join(format!("root-{:016x}", list.finish()))
+    }
+
+    /// The lab's directory.
+    pub(crate) fn lab(&self) -> &Path {
+        self.unpacked.parent().unwrap_or(&self.unpacked)
     }
 
     /// Gets packages from the machine's own package sources and unpacks them

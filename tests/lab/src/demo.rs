@@ -6,8 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, bail};
 
 use crate::reboot::Luggage;
-use crate::scenario::{MAIN_DUMP, Scenario};
-use crate::series::unique_seed;
+use crate::scenario::{MAIN_DUMP, Scenario, unique_seed};
 use crate::{CachedDump, Lab, Output, Rebooted, Verdict};
 
 /// Lines that each must print after the restore.

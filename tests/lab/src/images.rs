@@ -14,7 +14,9 @@ use anyhow::{Context, Result};
 
 use crate::cpio::Cpio;
 use crate::debian::{Debian, Kernel, run};
+use crate::installed::Installed;
 use crate::programs::Programs;
+use crate::suite::Foreign;
 
 /// Loaded in this order before any disk can be seen.
 const VIRTIO: [&str; 6] = [
@@ -25,19 +27,56 @@ const VIRTIO: [&str; 6] = [
     "drivers/virtio/virtio_pci",
     "drivers/block/virtio_blk",
 ];
+/// And these, where ext4 is a module too, as in the kernel for any machine.
+const EXT4: [&str; 5] = [
+    "lib/crc16",
+    "crypto/crc32c_generic",
+    "fs/mbcache",
+    "fs/jbd2/jbd2",
+    "fs/ext4/ext4",
+];
 /// Loaded by the host's agent.
-const HOST_MODULES: [&str; 5] = [
+const HOST_MODULES: [&str; 20] = [
     "virt/lib/irqbypass",
     "arch/x86/kvm/kvm",
     "arch/x86/kvm/kvm-amd",
     "drivers/firmware/qemu_fw_cfg",
     "drivers/char/virtio_console",
+    "drivers/net/tun",
+    "drivers/net/tap",
+    "drivers/vhost/vhost_iotlb",
+    "drivers/vhost/vhost",
+    "drivers/vhost/vhost_net",
+    "net/llc/llc",
+    "net/802/stp",
+    "net/bridge/bridge",
+    "net/vmw_vsock/vsock",
+    "net/vmw_vsock/vmw_vsock_virtio_transport_common",
+    "drivers/vhost/vhost_vsock",
+    "lib/libcrc32c",
+    "fs/xfs/xfs",
+    "drivers/block/loop",
+    "drivers/md/dm-mod",
 ];
-/// Loaded by the small guest beside virtio: the power button.
-const GUEST_MODULES: [&str; 2] = ["drivers/acpi/button", "drivers/input/evdev"];
+/// Loaded by the small guest beside virtio's own: the power button, and what hangs on virtio.
+const GUEST_MODULES: [&str; 13] = [
+    "drivers/virtio/virtio_mmio",
+    "drivers/acpi/button",
+    "drivers/input/evdev",
+    "net/core/failover",
+    "drivers/net/net_failover",
+    "drivers/net/virtio_net",
+    "drivers/char/virtio_console",
+    "drivers/char/hw_random/virtio-rng",
+    "drivers/virtio/virtio_balloon",
+    "drivers/scsi/scsi_common",
+    "drivers/scsi/scsi_mod",
+    "drivers/scsi/virtio_scsi",
+    "drivers/scsi/sd_mod",
+];
 
 /// What Debian's QEMU reads for `-M pc`, `q35` and `microvm` with `-kernel`.
-const FIRMWARE: [&str; 9] = [
+const FIRMWARE: [&str; 11] = [
     "/usr/share/qemu/qboot.rom",
     "/usr/share/qemu/linuxboot.bin",
     "/usr/share/qemu/linuxboot_dma.bin",
@@ -47,10 +86,15 @@ const FIRMWARE: [&str; 9] = [
     "/usr/share/seabios/bios-256k.bin",
     "/usr/share/seabios/bios-microvm.bin",
     "/usr/share/seabios/vgabios-stdvga.bin",
+    "/usr/share/OVMF/OVMF_CODE_4M.fd",
+    "/usr/share/OVMF/OVMF_VARS_4M.fd",
 ];
 /// Debian's programs in the host.
-const HOST_PROGRAMS: [&str; 3] = [
+const HOST_PROGRAMS: [&str; 6] = [
     "/usr/bin/qemu-system-x86_64",
+    "/usr/bin/qemu-img",
+    "/usr/sbin/mkfs.xfs",
+    "/usr/sbin/dmsetup",
     "/usr/sbin/kexec",
     "/usr/bin/makedumpfile",
 ];
@@ -137,12 +181,23 @@ impl Images {
         }
     }
 
-    /// Builds what is not there yet.
-    pub fn build(dir: &Path, debian: &Debian, programs: &Programs) -> Result<Self> {
+    /// Builds what is not there yet. Of what both have, the host has the file of `installed`,
+    /// on which it stands.
+    pub fn build(
+        dir: &Path,
+        debian: &Debian,
+        programs: &Programs,
+        installed: Option<&Installed>,
+    ) -> Result<Self> {
         let kernel = debian.kernel()?;
         let items = host_root(debian, &kernel, programs)?;
         let host_initrd = initramfs(debian, &kernel, HOST_INIT, None)?;
-        let key = digest(&items, &host_initrd)?;
+        let mut key = digest(&items, &host_initrd)?;
+        if let Some(installed) = installed {
+            let mut both = DefaultHasher::new();
+            (&key, &installed.key).hash(&mut both);
+            key = format!("{:016x}", both.finish());
+        }
         let images = Self::at(dir, &key);
         if images.root.exists() {
             return Ok(images);
@@ -155,6 +210,11 @@ impl Images {
         let work = home.with_extension(format!("work{}", std::process::id()));
         let stage = work.join("stage");
         std::fs::create_dir_all(&stage)?;
+        let mut mib = 512;
+        if let Some(installed) = installed {
+            installed.copy_to(&stage)?;
+            mib += installed.mib()? * 5 / 4;
+        }
         for (path, item) in &items {
             place(&stage, path, item).with_context(|| path.clone())?;
         }
@@ -163,7 +223,7 @@ impl Images {
         ] {
             std::fs::create_dir_all(stage.join(dir))?;
         }
-        make_ext4(&work.join("root.img"), Some(&stage), 256)?;
+        make_ext4(&work.join("root.img"), Some(&stage), mib)?;
         std::fs::remove_dir_all(&stage)?;
         std::fs::write(work.join("host.initrd"), host_initrd)?;
         std::fs::copy(&kernel.image, work.join("vmlinuz"))?;
@@ -196,6 +256,8 @@ fn host_root(debian: &Debian, kernel: &Kernel, programs: &Programs) -> Result<Ve
     let mut dynamic = vec![
         ("/usr/sbin/lab-agent".to_owned(), programs.agent.clone()),
         ("/usr/bin/lab-process".to_owned(), programs.process.clone()),
+        ("/usr/bin/stand-in".to_owned(), programs.stand_in.clone()),
+        ("/usr/bin/lab-net".to_owned(), programs.net.clone()),
     ];
     for path in HOST_PROGRAMS {
         dynamic.push((path.to_owned(), debian.file(path)?));
@@ -217,6 +279,7 @@ fn host_root(debian: &Debian, kernel: &Kernel, programs: &Programs) -> Result<Ve
     for path in FIRMWARE {
         items.push((path.to_owned(), Item::Copy(debian.file(path)?)));
     }
+    items.extend(newer_qemu(debian)?);
     for module in HOST_MODULES {
         let file = kernel.module(module)?;
         items.push((
@@ -257,6 +320,16 @@ fn host_root(debian: &Debian, kernel: &Kernel, programs: &Programs) -> Result<Ve
     Ok(items)
 }
 
+/// Debian 13's QEMU with its libraries and its dynamic linker, beside Debian
+/// 12's: see [`crate::guest::NEWER_QEMU`].
+fn newer_qemu(debian: &Debian) -> Result<Vec<(String, Item)>> {
+    let files = Foreign::qemu(debian.lab())?.files()?;
+    Ok(files
+        .into_iter()
+        .map(|file| (format!("/opt/newer/{}", base(&file)), Item::Copy(file)))
+        .collect())
+}
+
 fn base(path: &Path) -> String {
     path.file_name()
         .unwrap_or_default()
@@ -276,6 +349,10 @@ fn merged(path: &str) -> String {
 
 fn place(stage: &Path, path: &str, item: &Item) -> Result<()> {
     let to = stage.join(merged(path).trim_start_matches('/'));
+    // An installed system's own file, or the link that merges its /usr.
+    if to.symlink_metadata().is_ok() {
+        return Ok(());
+    }
     if let Some(parent) = to.parent() {
         std::fs::create_dir_all(parent)?;
     }
@@ -299,9 +376,23 @@ fn initramfs(
     program: Option<&str>,
 ) -> Result<Vec<u8>> {
     let mut cpio = Cpio::new();
+    let mut modules = VIRTIO.to_vec();
+    let mut init = init.to_owned();
+    if EXT4.iter().any(|module| kernel.module(module).is_ok()) {
+        let present = EXT4.iter().filter(|module| kernel.module(module).is_ok());
+        modules.extend(present);
+        let names: Vec<&str> = modules
+            .iter()
+            .filter_map(|m| m.rsplit('/').next())
+            .collect();
+        init = init.replace(
+            "for m in virtio_ring virtio virtio_pci_modern_dev virtio_pci_legacy_dev virtio_pci virtio_blk;",
+            &format!("for m in {};", names.join(" ")),
+        );
+    }
     cpio.bytes("init", init.as_bytes(), true);
     cpio.file("bin/busybox", &debian.file("/bin/busybox")?)?;
-    for module in VIRTIO {
+    for module in modules {
         let file = kernel.module(module)?;
         cpio.file(&format!("mods/{}", base(&file)), &file)?;
     }
@@ -339,7 +430,7 @@ fn digest(items: &[(String, Item)], initrd: &[u8]) -> Result<String> {
         match item {
             Item::Copy(from) => {
                 let meta = std::fs::metadata(from).with_context(|| from.display().to_string())?;
-                if path.contains("lab-") {
+                if path.contains("lab-") || path.contains("stand-in") {
                     std::fs::read(from)?.hash(&mut hasher);
                 } else {
                     let changed = meta.modified()?.duration_since(UNIX_EPOCH)?;

@@ -5,15 +5,19 @@
 //! with the programs it judges nor with vmrestore.
 
 mod guest;
+mod holdings;
 mod line;
 mod process;
+mod reset;
 
 use std::fmt;
 
 use serde::Serialize;
 
 pub use guest::guest;
+pub use holdings::holdings;
 pub use process::process;
+pub use reset::reset_guest;
 
 /// The judge's word.
 #[derive(Clone, Debug, Default, Serialize)]

@@ -37,22 +37,31 @@
 //! ```
 
 pub mod agent;
+pub mod campaign;
 pub mod cpio;
 pub mod crash;
 pub mod debian;
 pub mod demo;
+pub mod downtime;
 pub mod drgn;
+pub mod flavours;
 pub mod grow;
+pub mod guest;
 pub mod images;
+pub mod installed;
 pub mod judge;
+pub mod keeper;
 pub mod machine;
 pub mod measure;
+pub mod neighbour;
+pub mod network_card;
+pub mod phase;
 pub mod programs;
 pub mod qmp;
 pub mod reboot;
 pub mod recode;
 pub mod scenario;
-pub mod series;
+pub mod states;
 pub mod suite;
 
 use std::path::{Path, PathBuf};
@@ -87,11 +96,29 @@ impl Lab {
     /// Builds programs and images that are not there yet. The first time, gets
     /// what this machine lacks from Debian's packages.
     pub fn prepare() -> Result<Self> {
+        Self::with(debian::Debian::new, &[])
+    }
+
+    /// The same with Debian's kernel for any machine as the host's.
+    pub fn prepare_generic() -> Result<Self> {
+        Self::with(debian::Debian::generic, &[])
+    }
+
+    /// The same with a root on which these packages of Debian's are installed.
+    pub fn prepare_with_installed(packages: &[&str]) -> Result<Self> {
+        Self::with(debian::Debian::new, packages)
+    }
+
+    fn with(debian: impl FnOnce(&Path) -> debian::Debian, installed: &[&str]) -> Result<Self> {
         let dir = Self::directory();
         std::fs::create_dir_all(&dir).with_context(|| dir.display().to_string())?;
         let dir = dir.canonicalize()?;
         let programs = programs::Programs::build(&dir)?;
-        let images = images::Images::build(&dir, &debian::Debian::new(&dir), &programs)?;
+        let installed = match installed {
+            [] => None,
+            packages => Some(installed::Installed::get(&dir, packages)?),
+        };
+        let images = images::Images::build(&dir, &debian(&dir), &programs, installed.as_ref())?;
         Ok(Self { dir, images })
     }
 
@@ -107,7 +134,32 @@ impl Lab {
         dir: &Path,
         extra: crash::Extra<'_>,
     ) -> Result<()> {
-        crash::once(dir, &self.images, scenario, extra)
+        crash::once(dir, &self.images, scenario, extra).map(drop)
+    }
+
+    /// A crash for one test: a dump that is in no cache, in the directory of a run.
+    pub fn crash(&self, scenario: Scenario, extra: crash::Extra<'_>) -> Result<CachedDump> {
+        let dir = self.new_run();
+        let (to_crash, to_dump) = crash::once(&dir, &self.images, &scenario, extra)?;
+        let record = crash::Record {
+            scenario,
+            images: self.images.key.clone(),
+            seconds_to_crash: to_crash.as_secs_f64(),
+            seconds_to_dump: to_dump.as_secs_f64(),
+            lost_attempts: Vec::new(),
+        };
+        // So that it can be found again by its directory.
+        std::fs::write(
+            dir.join("record.json"),
+            serde_json::to_string_pretty(&record)?,
+        )?;
+        Ok(CachedDump { dir, record })
+    }
+
+    /// Builds `tests/programs/NAME.c` without shared libraries, for a host to
+    /// run: a file of this process's own, which is the caller's to remove.
+    pub fn test_program(&self, name: &str) -> Result<PathBuf> {
+        programs::build_static(name, &self.dir)
     }
 
     /// The shared libraries that a program of this machine needs, as luggage
@@ -155,6 +207,16 @@ impl Lab {
     /// A fresh boot of the host that died, with its data disk and its dump.
     pub fn reboot(&self, dump: &CachedDump, luggage: &Luggage) -> Result<Rebooted> {
         self.reboot_in(dump, luggage, &self.new_run())
+    }
+
+    /// The scenario's host after its crash, in its capture kernel.
+    pub fn in_capture_kernel(
+        &self,
+        scenario: &Scenario,
+        extra: crash::Extra<'_>,
+        dir: &Path,
+    ) -> Result<Rebooted> {
+        reboot::capture(&self.images, scenario, extra, dir)
     }
 
     /// A directory for the files of one more run.

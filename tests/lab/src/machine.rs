@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
+use serde_json::json;
 
 use crate::agent::Agent;
 use crate::images::Images;
@@ -28,7 +29,20 @@ pub struct Hardware {
     pub five_levels: bool,
     /// Kept for the capture kernel, MiB; 64 is too little for it to boot.
     pub crashkernel_mib: u32,
+    /// A UNIX socket at which another machine is: frames of Ethernet, each behind its length in 4
+    /// bytes. The host's own address there is [`NETWORK_CARD`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub network: Option<PathBuf>,
+    /// It waits at that socket for the other machine, again and again, and its address is
+    /// [`NEIGHBOURS_CARD`].
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub listens: bool,
 }
+
+/// The hardware address of the host's network card, the same at every boot.
+pub const NETWORK_CARD: &str = "52:54:00:77:00:02";
+/// That of a host at the other end of the same socket.
+pub const NEIGHBOURS_CARD: &str = "52:54:00:77:00:03";
 
 impl Default for Hardware {
     fn default() -> Self {
@@ -38,6 +52,8 @@ impl Default for Hardware {
             memory_mib: 1024,
             five_levels: true,
             crashkernel_mib: 160,
+            network: None,
+            listens: false,
         }
     }
 }
@@ -61,7 +77,10 @@ impl Hardware {
 /// A disk of the host.
 pub struct Disk {
     /// By which the host finds it.
-    pub serial: &'static str,
+    pub serial: String,
+    /// Its place on the PCI bus, where it must have the same at every boot,
+    /// whatever else is there.
+    pub slot: Option<usize>,
     /// Raw image.
     pub image: PathBuf,
     /// Writes are thrown away when the machine ends.
@@ -125,19 +144,34 @@ impl Machine {
                 "-device",
                 "virtserialport,chardev=lab,name=lab.control",
             ]);
+        if let Some(peer) = &hardware.network {
+            let socket = format!("addr.type=unix,addr.path={}", peer.display());
+            let (server, card) = match hardware.listens {
+                true => ("on", NEIGHBOURS_CARD),
+                false => ("off", NETWORK_CARD),
+            };
+            command.args([
+                "-netdev",
+                &format!("stream,id=network,server={server},{socket}"),
+                "-device",
+                &format!("virtio-net-pci,netdev=network,mac={card},romfile=,addr=0x1d"),
+            ]);
+        }
         let root = Disk {
-            serial: "root",
+            serial: "root".into(),
+            slot: None,
             image: images.root.clone(),
             throw_away: true,
         };
         for disk in std::iter::once(&root).chain(disks) {
-            let (serial, image) = (disk.serial, disk.image.display());
+            let (serial, image) = (&disk.serial, disk.image.display());
+            let slot = disk.slot.map_or(String::new(), |n| format!(",addr={n:#x}"));
             let snapshot = if disk.throw_away { "on" } else { "off" };
             command.args([
                 "-drive",
                 &format!("if=none,id={serial},file={image},format=raw,snapshot={snapshot}"),
                 "-device",
-                &format!("virtio-blk-pci,drive={serial},serial={serial}"),
+                &format!("virtio-blk-pci,drive={serial},serial={serial}{slot}"),
             ]);
         }
         command
@@ -180,6 +214,27 @@ impl Machine {
     /// True while QEMU runs.
     pub fn is_running(&mut self) -> bool {
         matches!(self.child.try_wait(), Ok(None))
+    }
+
+    /// `error`, and what the host's CPUs were doing then, as its QEMU says: for
+    /// a host that answers no more.
+    pub fn explain(&mut self, error: anyhow::Error) -> anyhow::Error {
+        let mut seen = String::new();
+        for words in ["info status", "info registers -a", "info lapic", "info irq"] {
+            let said = self
+                .qmp
+                .command("human-monitor-command", json!({"command-line": words}));
+            let said = match &said {
+                Ok(said) => said.as_str().unwrap_or_default().replace('\r', ""),
+                Err(error) => format!("{error:#}"),
+            };
+            seen += &format!("({words})\n{said}\n");
+        }
+        let file = self.console.with_file_name("cpus.txt");
+        match std::fs::write(&file, seen) {
+            Ok(()) => error.context(format!("the host's CPUs then: {}", file.display())),
+            Err(_) => error,
+        }
     }
 
     /// The last lines of the console.

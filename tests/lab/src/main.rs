@@ -8,11 +8,12 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use clap::{Parser, Subcommand};
-use vmrestore_lab::crash::CachedDump;
+use vmrestore_lab::crash::{CachedDump, Extra};
 use vmrestore_lab::recode::{Codec, recode};
-use vmrestore_lab::scenario::Death;
 use vmrestore_lab::suite::Foreign;
-use vmrestore_lab::{Lab, Luggage, Output, Rebooted, Scenario, cached_dumps, grow, series};
+use vmrestore_lab::{
+    Lab, Luggage, Output, Rebooted, Scenario, cached_dumps, campaign, downtime, flavours, grow,
+};
 
 /// Makes real dumps of real crashes, and reboots into the host that died
 #[derive(Parser)]
@@ -90,27 +91,51 @@ enum Command {
         #[arg(last = true)]
         commands: Vec<String>,
     },
-    /// Crashes at random moments in a row, a restore of all after each, and a
-    /// table: run, guest, where its vCPUs were, verdict
-    Series {
+    /// Starts a scenario whose capture kernel is a host (in-place, in-place-four), crashes it, runs
+    /// commands in the capture kernel, and judges
+    Capture {
         #[command(flatten)]
         scenario: Choice,
+        /// The vmrestore binary to take along
+        #[arg(long)]
+        vmrestore: Option<PathBuf>,
+        /// Then wait for so many new lines of every guest
+        #[arg(long)]
+        lines: Option<usize>,
+        /// Directory for the run's files
+        #[arg(long)]
+        keep: Option<PathBuf>,
+        /// Shell commands, one after the other
+        #[arg(last = true)]
+        commands: Vec<String>,
+    },
+    /// The same guest in place and from a dump after a reboot: from the panic to its next line
+    Downtime {
         /// The vmrestore binary
         #[arg(long, default_value = "target/release/vmrestore")]
         vmrestore: PathBuf,
-        /// Crashes
-        #[arg(long, default_value_t = 10)]
-        runs: u64,
-        /// How the host dies each time; by turns where not said
-        #[arg(long, value_enum)]
-        death: Option<Death>,
-        /// Shell command that restores everything
-        #[arg(long, default_value = series::RESTORE)]
-        restore: String,
-        /// Lines that each must print after the restore
-        #[arg(long, default_value_t = 30)]
-        lines: usize,
-        /// File for the table in Markdown, beside stdout
+        /// MiB of the guest, 256 or 2048
+        #[arg(long = "size", default_values_t = [256, 2048])]
+        sizes: Vec<u32>,
+    },
+    /// Crashes at random moments over a mix of guests, each judged: docs/survival.md
+    Campaign {
+        /// Crashes in all; those that were had before count
+        crashes: u64,
+        /// The vmrestore binary
+        #[arg(long, default_value = "target/release/vmrestore")]
+        vmrestore: PathBuf,
+        /// Crashes of the plan to pass over
+        #[arg(long, default_value_t = 0)]
+        skip: u64,
+        /// So many hosts at once
+        #[arg(long, default_value_t = 1)]
+        at_once: usize,
+        /// Where crashes are written down; a campaign goes on where it was cut
+        /// off. A directory `campaign` beside the dumps where not said
+        #[arg(long)]
+        state: Option<PathBuf>,
+        /// File for the table in Markdown
         #[arg(long)]
         table: Option<PathBuf>,
     },
@@ -250,6 +275,7 @@ fn run(command: Command) -> Result<ExitCode> {
             let mut luggage = Luggage {
                 tools: named(&tools)?,
                 dumps: named(&files)?,
+                after: None,
             };
             if let Some(binary) = vmrestore {
                 luggage.tools.push(("vmrestore".into(), binary));
@@ -286,30 +312,72 @@ fn run(command: Command) -> Result<ExitCode> {
             };
             return finish(host, &after, &dir);
         }
-        Command::Series {
+        Command::Capture {
             scenario,
             vmrestore,
-            runs,
-            death,
-            restore,
             lines,
+            keep,
+            commands,
+        } => {
+            let lab = Lab::prepare()?;
+            let scenario = scenario.scenario()?;
+            let dir = keep.unwrap_or_else(|| lab.new_run());
+            let extra = Extra {
+                tools: vmrestore
+                    .map(|v| ("vmrestore".into(), v))
+                    .into_iter()
+                    .collect(),
+                ..Extra::default()
+            };
+            let mut host = lab.in_capture_kernel(&scenario, extra, &dir)?;
+            if let Some((_, up)) = host.died {
+                eprintln!(
+                    "lab: the capture kernel is up {:.1} s after the crash",
+                    up.as_secs_f64()
+                );
+            }
+            host.follow_all()?;
+            for command in &commands {
+                print(command, &host.run(command, Duration::from_secs(300))?);
+            }
+            for name in host.names() {
+                let first = host.wait_new_lines(&name, 1, Duration::from_secs(60));
+                match (first, host.silence(&name)) {
+                    (Ok(()), Some(silent)) => {
+                        eprintln!("lab: {name} was silent for {:.1} s", silent.as_secs_f64());
+                    }
+                    (Err(error), _) => eprintln!("lab: {error:#}"),
+                    (Ok(()), None) => {}
+                }
+            }
+            let after = After {
+                lines,
+                judge: true,
+                around: false,
+            };
+            return finish(host, &after, &dir);
+        }
+        Command::Downtime { vmrestore, sizes } => {
+            downtime::run(&Lab::prepare()?, &vmrestore, &sizes)?;
+        }
+        Command::Campaign {
+            crashes,
+            skip,
+            vmrestore,
+            at_once,
+            state,
             table,
         } => {
             let lab = Lab::prepare()?;
-            let options = series::Options {
+            let options = campaign::Options {
                 vmrestore,
-                runs,
-                death,
-                restore,
-                lines,
+                crashes,
+                skip,
+                at_once: at_once.max(1),
+                state: state.unwrap_or_else(|| lab.dir.join("campaign")),
+                table,
             };
-            let report = series::run(&lab, &scenario.scenario()?, &options)?;
-            println!("{report}");
-            if let Some(path) = table {
-                std::fs::write(&path, format!("{report}\n"))
-                    .with_context(|| path.display().to_string())?;
-            }
-            if !report.all_good() {
+            if !campaign::run(&lab, &options)? {
                 return Ok(ExitCode::FAILURE);
             }
         }
@@ -350,6 +418,11 @@ fn list() -> Result<()> {
     println!("scenarios:");
     for (name, what) in Scenario::NAMES {
         println!("  {name:10} {what}");
+    }
+    println!("flavours of guests, each a scenario of one:");
+    for guest in flavours::all() {
+        let (board, cpus) = (guest.board.name(), guest.cpus);
+        println!("  {:20} {board}, {cpus} vCPUs", guest.flavour);
     }
     println!(
         "dumps in {}/dumps, the newest first:",

@@ -1,77 +1,12 @@
 //! What runs on the host when it dies, and how it dies.
 
+mod in_place;
+
 use serde::{Deserialize, Serialize};
 
+use crate::flavours;
+use crate::guest::Guest;
 use crate::machine::Hardware;
-
-/// Machine types of the small guests.
-#[derive(Clone, Copy, Debug, Serialize, Deserialize, PartialEq, Eq)]
-#[serde(rename_all = "lowercase")]
-pub enum Board {
-    /// QEMU's `microvm`: split irqchip, no PCI.
-    Microvm,
-    /// QEMU's `pc`: in-kernel PIC, IOAPIC and PIT, PCI, ACPI.
-    Pc,
-    /// QEMU's `q35`.
-    Q35,
-}
-
-/// One guest, run by Debian's QEMU with KVM.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Guest {
-    /// Names its files: `/data/NAME.serial`, `/data/NAME.disk`, `/run/NAME.qmp`.
-    pub name: String,
-    /// Its machine type.
-    pub board: Board,
-    /// Its vCPUs.
-    pub cpus: u32,
-    /// Its memory, MiB.
-    pub memory_mib: u32,
-    /// Its virtio disk, MiB; 0 for none.
-    pub disk_mib: u32,
-    /// PID of its VMM.
-    pub pid: u32,
-    /// `duty`, `busy` or `off`: see guest-init.
-    pub simd: String,
-}
-
-impl Guest {
-    /// The VMM's command line. Everything that grows is on the data disk.
-    #[must_use]
-    pub fn command_line(&self) -> String {
-        let Self {
-            name,
-            cpus,
-            memory_mib,
-            simd,
-            ..
-        } = self;
-        let board = match self.board {
-            Board::Microvm => "microvm",
-            Board::Pc => "pc",
-            Board::Q35 => "q35",
-        };
-        let mut line = format!(
-            "qemu-system-x86_64 -enable-kvm -name {name} -M {board} -cpu host -smp {cpus} \
-             -m {memory_mib}M -nodefaults -no-user-config -display none \
-             -kernel /boot/vmlinuz -initrd /boot/guest.initrd \
-             -append 'console=ttyS0 quiet loglevel=1 rdinit=/init lab.simd={simd}' \
-             -chardev file,id=serial0,path=/data/{name}.serial -serial chardev:serial0 \
-             -qmp unix:/run/{name}.qmp,server=on,wait=off"
-        );
-        if self.disk_mib > 0 {
-            let kind = match self.board {
-                Board::Microvm => "virtio-blk-device",
-                Board::Pc | Board::Q35 => "virtio-blk-pci",
-            };
-            line += &format!(
-                " -drive if=none,id=disk0,file=/data/{name}.disk,format=raw,cache=writeback \
-                 -device {kind},drive=disk0"
-            );
-        }
-        line
-    }
-}
 
 /// How the host dies.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize, PartialEq, Eq, clap::ValueEnum)]
@@ -120,6 +55,16 @@ pub struct Scenario {
     pub guests: Vec<Guest>,
     /// PID of the ordinary program, where it runs.
     pub process: Option<u32>,
+    /// The keeper (scripts/keeper) is loaded before anything starts.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub keeper: bool,
+    /// MiB of a disk of the host, with the serial number `swap`; 0: there is none.
+    #[serde(default, skip_serializing_if = "is_none")]
+    pub swap_mib: u64,
+    /// The capture kernel brings the host's own root up, with these words on its command line; it
+    /// dumps nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub capture_host: Option<String>,
     /// How the host dies.
     pub death: Death,
     /// What is dumped; the first is the main one.
@@ -132,38 +77,36 @@ pub struct Scenario {
     pub seed: u64,
 }
 
+/// A seed that no crash had before.
+pub(crate) fn unique_seed(number: u64) -> u64 {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    now.map_or(0, |now| now.as_secs()) * 1000 + number
+}
+
 /// The dump file that every scenario has.
 pub const MAIN_DUMP: &str = "hostdump";
 /// `/proc/vmcore` itself, where a scenario has it: all of the memory.
 pub const WHOLE_DUMP: &str = "vmcore";
 
+fn is_none(mib: &u64) -> bool {
+    *mib == 0
+}
+
 impl Scenario {
     /// One of the scenarios that the lab knows, by its name.
     #[must_use]
     pub fn named(name: &str) -> Option<Self> {
-        let microvm = Guest {
-            name: "g1".into(),
-            board: Board::Microvm,
-            cpus: 1,
-            memory_mib: 160,
-            disk_mib: 0,
-            pid: 4711,
-            simd: "duty".into(),
-        };
-        let pc = Guest {
-            name: "g2".into(),
-            board: Board::Pc,
-            cpus: 2,
-            disk_mib: 16,
-            pid: 4811,
-            ..microvm.clone()
-        };
+        let microvm = flavours::microvm().numbered(1);
+        let pc = flavours::pc().numbered(2);
         let base = Self {
             name: name.to_owned(),
             hardware: Hardware::default(),
             reboot_cpus: 1,
             guests: vec![],
             process: None,
+            keeper: false,
+            swap_mib: 0,
+            capture_host: None,
             death: Death::Sysrq,
             dumps: vec![DumpFile::new(MAIN_DUMP, "-c -d 17")],
             warm_up: 20,
@@ -171,6 +114,14 @@ impl Scenario {
             seed: 0,
         };
         let process = Some(4911);
+        // Its vCPU is in guest mode nearly always.
+        let busy = Guest {
+            simd: "busy".into(),
+            ..microvm.clone()
+        };
+        if let Some(scenario) = in_place::named(name, &base) {
+            return Some(scenario);
+        }
         Some(match name {
             "main" => Self {
                 guests: vec![microvm, pc],
@@ -181,14 +132,6 @@ impl Scenario {
                 guests: vec![microvm, pc],
                 process,
                 death: Death::Nmi,
-                ..base
-            },
-            "microvm" => Self {
-                guests: vec![microvm],
-                ..base
-            },
-            "pc" => Self {
-                guests: vec![pc],
                 ..base
             },
             "process" => Self { process, ..base },
@@ -209,6 +152,18 @@ impl Scenario {
                 .into(),
                 ..base
             },
+            "keeper" | "no-keeper" => Self {
+                guests: vec![busy],
+                keeper: name == "keeper",
+                death: Death::Nmi,
+                ..base
+            },
+            "paused-busy" => Self {
+                guests: vec![busy],
+                death: Death::Paused,
+                dumps: vec![DumpFile::new(MAIN_DUMP, "elf")],
+                ..base
+            },
             "paused" => Self {
                 guests: vec![microvm],
                 process,
@@ -219,25 +174,123 @@ impl Scenario {
                 ],
                 ..base
             },
-            _ => return None,
+            "dozen" => Self {
+                hardware: Hardware {
+                    cpus: 1,
+                    memory_mib: 2560,
+                    ..Hardware::default()
+                },
+                guests: (1..=12).map(flavours::one_of_a_dozen).collect(),
+                warm_up: 5,
+                ..base
+            },
+            "disks" | "disks-images" | "disks-xfs" | "disks-devices" => Self {
+                hardware: Hardware {
+                    cpus: 1,
+                    memory_mib: 2048,
+                    ..Hardware::default()
+                },
+                guests: flavours::several_disks(name)
+                    .iter()
+                    .zip(1..)
+                    .map(|(flavour, n)| Some(flavours::named(flavour)?.numbered(n)))
+                    .collect::<Option<_>>()?,
+                warm_up: 8,
+                ..base
+            },
+            "memory" => Self {
+                hardware: Hardware {
+                    cpus: 1,
+                    memory_mib: 2048,
+                    ..Hardware::default()
+                },
+                guests: ["memfd-huge", "hugetlbfs-private", "tmpfs", "ksm"]
+                    .iter()
+                    .zip(1..)
+                    .map(|(flavour, n)| Some(flavours::named(flavour)?.numbered(n)))
+                    .collect::<Option<_>>()?,
+                warm_up: 8,
+                ..base
+            },
+            flavour => {
+                let guest = flavours::named(flavour)?.numbered(1);
+                let hardware = Hardware::default();
+                Self {
+                    hardware: Hardware {
+                        memory_mib: hardware.memory_mib.max(guest.host_memory_mib),
+                        ..hardware
+                    },
+                    guests: vec![guest],
+                    ..base
+                }
+            }
         })
     }
 
     /// The names that [`Scenario::named`] knows, and what each is for.
-    pub const NAMES: [(&str, &str); 7] = [
+    /// The name of a flavour of guests is one such guest alone.
+    pub const NAMES: [(&str, &str); 22] = [
         (
             "main",
             "a microvm, a pc with 2 vCPUs and a disk, the program; sysrq-c",
         ),
         ("main-nmi", "the same, killed by an NMI"),
-        ("microvm", "one microvm guest"),
-        ("pc", "one pc guest with 2 vCPUs and a disk"),
         ("process", "the ordinary program alone"),
+        ("dozen", "twelve small guests on one host"),
+        (
+            "in-place",
+            "a microvm on a host whose capture kernel is a host (`lab capture`)",
+        ),
+        ("in-place-four", "four guests on such a host"),
+        (
+            "in-place-huge",
+            "three guests in pages of 1 GiB and 2 MiB on such a host",
+        ),
+        (
+            "in-place-kinds",
+            "guests with THP, KSM, swap, a helper, native AIO, vhost, io_uring on such a host",
+        ),
+        (
+            "in-place-swapped",
+            "a guest with pages on a swap disk on such a host",
+        ),
+        (
+            "in-place-order",
+            "four guests on such a host whose capture kernel has two CPUs and room for two",
+        ),
+        (
+            "in-place-256",
+            "a guest whose 256 MiB the host has all touched; or in-place-2048",
+        ),
+        (
+            "saved-256",
+            "the same on a host that saves a dump; or saved-2048",
+        ),
+        ("memory", "guests whose memory is made of different things"),
+        (
+            "disks",
+            "guests whose disks are written to by threads, by native AIO, from an iothread, through",
+        ),
+        (
+            "disks-images",
+            "guests on SCSI, qcow2, snapshots, several disks",
+        ),
+        ("disks-xfs", "guests whose images are on xfs"),
+        ("disks-devices", "guests on block devices of the host"),
         (
             "formats",
             "one crash in several formats and levels, and as it is",
         ),
+        (
+            "keeper",
+            "a guest in guest mode on a host with the keeper; an NMI",
+        ),
+        ("no-keeper", "the same without the keeper"),
         ("paused", "a paused host dumped by QEMU from outside"),
+        (
+            "paused-busy",
+            "the same with a guest in guest mode, and the CPUs' registers",
+        ),
     ];
 
     /// Milliseconds to wait after the warm-up: spread over `random_ms` by the

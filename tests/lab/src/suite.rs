@@ -28,6 +28,35 @@ impl Foreign {
         Self::of_package(lab, "makedumpfile", "usr/bin/makedumpfile")
     }
 
+    /// QEMU of Debian 13 (10.0), or of `$VMRESTORE_LAB_SUITE`.
+    pub fn qemu(lab: &Path) -> Result<Self> {
+        Self::of_package(lab, "qemu-system-x86", "usr/bin/qemu-system-x86_64")
+    }
+
+    /// The program, its dynamic linker and the libraries that it needs, for
+    /// another place.
+    pub fn files(&self) -> Result<Vec<PathBuf>> {
+        let listed = run(Command::new(self.linker())
+            .args(["--library-path", &self.library_path(), "--list"])
+            .arg(&self.program))?;
+        let mut files = vec![self.program.clone(), self.linker()];
+        for line in listed.lines().filter(|line| !line.contains("linux-vdso")) {
+            let library = line.split_whitespace().find(|word| word.starts_with('/'));
+            let library = library.with_context(|| {
+                format!(
+                    "{}: {} is in no package",
+                    self.program.display(),
+                    line.trim()
+                )
+            })?;
+            let library = PathBuf::from(library);
+            if !files.contains(&library) && !library.ends_with("ld-linux-x86-64.so.2") {
+                files.push(library);
+            }
+        }
+        Ok(files)
+    }
+
     /// `program` of `package`, from the cache or got now.
     fn of_package(lab: &Path, package: &str, program: &str) -> Result<Self> {
         let suite = std::env::var("VMRESTORE_LAB_SUITE").unwrap_or_else(|_| NEWER.to_owned());
@@ -52,21 +81,27 @@ impl Foreign {
     /// its own libraries.
     #[must_use]
     pub fn command(&self) -> Command {
-        let libraries = ["usr/lib/x86_64-linux-gnu", "lib/x86_64-linux-gnu"]
+        let mut command = Command::new(self.linker());
+        command
+            .arg("--library-path")
+            .arg(self.library_path())
+            .arg(&self.program);
+        command
+    }
+
+    fn library_path(&self) -> String {
+        ["usr/lib/x86_64-linux-gnu", "lib/x86_64-linux-gnu"]
             .map(|dir| self.root.join(dir).display().to_string())
-            .join(":");
+            .join(":")
+    }
+
+    fn linker(&self) -> PathBuf {
         // Debian 13 has it below /usr, 12 had it beside.
-        let linker = ["usr/lib64", "lib64", "lib/x86_64-linux-gnu"]
+        ["usr/lib64", "lib64", "lib/x86_64-linux-gnu"]
             .map(|dir| self.root.join(dir).join("ld-linux-x86-64.so.2"))
             .into_iter()
             .find(|path| path.exists())
-            .unwrap_or_else(|| "/lib64/ld-linux-x86-64.so.2".into());
-        let mut command = Command::new(linker);
-        command
-            .arg("--library-path")
-            .arg(libraries)
-            .arg(&self.program);
-        command
+            .unwrap_or_else(|| "/lib64/ld-linux-x86-64.so.2".into())
     }
 }
 
@@ -103,13 +138,14 @@ fn get(suite: &str, package: &str, home: &Path) -> Result<()> {
 }
 
 /// apt with a package index of its own.
-struct Apt {
+pub(crate) struct Apt {
     config: PathBuf,
+    dir: PathBuf,
 }
 
 impl Apt {
     /// Gets the index of `suite`, from where this machine gets its packages.
-    fn of_suite(suite: &str, dir: &Path) -> Result<Self> {
+    pub(crate) fn of_suite(suite: &str, dir: &Path) -> Result<Self> {
         let format = "$(ORIGIN) $(COMPONENT) $(REPO_URI)";
         let targets = run(Command::new("apt-get").args([
             "indextargets",
@@ -153,7 +189,10 @@ impl Apt {
                  Acquire::IndexTargets::deb::Contents-deb::DefaultEnabled \"false\";\n"
             ),
         )?;
-        let apt = Self { config };
+        let apt = Self {
+            config,
+            dir: dir.to_owned(),
+        };
         // An index that could not be got is but a warning without this.
         run(apt
             .command("apt-get")
@@ -165,6 +204,24 @@ impl Apt {
         let mut command = Command::new(program);
         command.env("APT_CONFIG", &self.config);
         command
+    }
+
+    /// The packages of an empty system on which `packages` were installed, as files.
+    pub(crate) fn download_with_all_needed(&self, packages: &[&str]) -> Result<Vec<PathBuf>> {
+        run(self
+            .command("apt-get")
+            .args(["-q", "-y", "--download-only", "--no-install-recommends"])
+            .arg("install")
+            .args(packages))?;
+        let mut debs = Vec::new();
+        for entry in std::fs::read_dir(self.dir.join("cache/archives"))? {
+            let path = entry?.path();
+            if path.extension().is_some_and(|suffix| suffix == "deb") {
+                debs.push(path);
+            }
+        }
+        debs.sort();
+        Ok(debs)
     }
 
     /// `package`, the libraries that it needs, and theirs. Their names differ

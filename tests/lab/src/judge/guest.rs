@@ -21,8 +21,11 @@ struct Expect {
     next: u64,
     live_sum: u64,
     milliseconds: u64,
+    wall: u64,
     stale: String,
     off: bool,
+    /// Blocks of the first disk's ring; 0: all of it.
+    ring: u64,
 }
 
 /// Judges a guest: `before` is what was seen of its serial line up to the
@@ -83,7 +86,13 @@ fn check(
         if line.kind != "BOOT" {
             return Err("not the first line".into());
         }
-        *expect = Some(Expect::new(nonce));
+        let mut first = Expect::new(nonce);
+        first.ring = line
+            .get("ring")
+            .ok()
+            .and_then(|rings| rings.split(',').next()?.parse().ok())
+            .unwrap_or(0);
+        *expect = Some(first);
         return Ok(());
     };
     if nonce != expect.nonce {
@@ -124,14 +133,7 @@ fn check(
     if seq != "-" && seq != n.to_string() {
         return Err(format!("seq={seq}"));
     }
-    let t = line.number("t")?;
-    if t < expect.milliseconds {
-        return Err(format!(
-            "time went back from {} to {t}",
-            expect.milliseconds
-        ));
-    }
-    expect.milliseconds = t;
+    check_time(line, expect)?;
     // "ok:12,stale1:34" -> "ok,stale1": said again only when it changes.
     let simd = line.get("simd")?;
     let states: Vec<&str> = simd
@@ -142,6 +144,22 @@ fn check(
     if states.contains("stale") && states != expect.stale {
         losses.push(format!("vector registers at n={n}: {simd}"));
         expect.stale = states;
+    }
+    Ok(())
+}
+
+/// What the guest says of its clocks, and what the lines themselves show.
+fn check_time(line: &Line<'_>, expect: &mut Expect) -> Result<(), String> {
+    let clocks = line.get("clock")?;
+    if !clocks.starts_with("ok:") {
+        return Err(format!("the guest's clocks went back: {clocks}"));
+    }
+    for (name, last) in [("t", &mut expect.milliseconds), ("wall", &mut expect.wall)] {
+        let now = line.number(name)?;
+        if now < *last {
+            return Err(format!("{name}: time went back from {last} to {now}"));
+        }
+        *last = now;
     }
     Ok(())
 }
@@ -158,8 +176,10 @@ impl Expect {
             next: 1,
             live_sum: 0,
             milliseconds: 0,
+            wall: 0,
             stale: String::new(),
             off: false,
+            ring: 0,
         }
     }
 }
@@ -175,7 +195,11 @@ fn live_sum(nonce: u64, n: u64) -> u64 {
 /// The disk as the host left it: block `seq` is written at `seq` modulo the
 /// number of blocks before line `seq` is printed.
 fn check_disk(expect: &Expect, disk: &[u8], verdict: &mut Verdict) {
-    let blocks = (disk.len() / BLOCK) as u64;
+    let all = (disk.len() / BLOCK) as u64;
+    let blocks = match expect.ring {
+        0 => all,
+        ring => ring.min(all),
+    };
     let last = expect.next - 1;
     if blocks == 0 || last == 0 {
         return;
@@ -221,8 +245,9 @@ mod tests {
         for n in lines {
             all.push(seal(format!(
                 "L nonce={NONCE:016x} n={n} sum={sum:016x} live={:016x} verify=ok seq=- disk=- \
-                 simd=ok:{n} t={}",
+                 simd=ok:{n} clock=ok:{n} wall={} t={}",
                 live_sum(NONCE, n),
+                1_700_000_000_000 + n * 100,
                 n * 100
             )));
         }
@@ -356,9 +381,23 @@ mod tests {
     fn time_that_goes_back_is_seen() {
         let mut lines = output(1..40);
         let text = lines[25].split(" crc=").next().unwrap().to_owned();
-        lines[25] = seal(text.replace("t=2500", "t=1"));
+        for (now, back) in [
+            ("t=2500", "t=1"),
+            ("wall=1700000002500", "wall=1699999999999"),
+        ] {
+            lines[25] = seal(text.replace(now, back));
+            let verdict = judge(&lines, 10);
+            assert!(verdict.faults[0].what.contains("time went back"));
+        }
+    }
+
+    #[test]
+    fn clocks_of_which_the_guest_says_that_they_went_back_are_a_fault() {
+        let mut lines = output(1..40);
+        let text = lines[25].split(" crc=").next().unwrap().to_owned();
+        lines[25] = seal(text.replace("clock=ok:25", "clock=mono-17@0>1"));
         let verdict = judge(&lines, 10);
-        assert!(verdict.faults[0].what.contains("time went back"));
+        assert!(verdict.faults[0].what.contains("mono-17@0>1"), "{verdict}");
     }
 
     #[test]

@@ -1,0 +1,282 @@
+//! Shared memory that is given back while it still arrives: whose content, and since when, is zeros.
+//!
+//! Private memory is simple: the kernel tells of each range, and holds whoever gave it back until that
+//! was heard. Of shared memory it tells the same of two calls that mean different things. MADV_REMOVE
+//! makes zeros of the pages for everybody, MADV_DONTNEED takes them out of one mapping and changes
+//! nothing. So it is looked which of them the thread makes that is held. And of fallocate(PUNCH_HOLE),
+//! by which VMMs give guest memory back of which they have a descriptor, the kernel tells nothing: the
+//! file's time of change alone shows it, and which pages it was only the MADV_DONTNEED of the same range
+//! that VMMs let follow. Until that comes nothing is put into place; if it does not come, the guest is
+//! ended.
+
+use nix::fcntl::{FallocateFlags, fallocate};
+use std::fs::{self, File};
+use std::os::unix::fs::MetadataExt;
+use std::time::{Duration, Instant};
+
+/// `MADV_REMOVE`.
+const REMOVE: u64 = 9;
+
+/// `madvise`. Linux arch/x86/entry/syscalls/syscall_64.tbl.
+const MADVISE: u64 = 28;
+
+/// How long a change of the file may be without a word of where it was; and a call, once it was let go
+/// on, without a change.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// When a file was changed by a call: seconds and nanoseconds.
+type Stamp = (i64, i64);
+
+/// The file behind a shared memory.
+#[derive(Debug)]
+pub struct Backing {
+    file: File,
+    /// Up to here it is known what was changed.
+    known: Stamp,
+    /// Somebody punches holes into it: a MADV_DONTNEED belongs to that.
+    punches: bool,
+    /// Until then changes are those of an MADV_REMOVE that was heard of.
+    expected: Option<Instant>,
+    /// A change has not been explained since.
+    since: Option<Instant>,
+}
+
+/// Whether pages may be put into place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Quiet {
+    Yes,
+    NotYet,
+    Never,
+}
+
+/// What a range that was given back is from now on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// Zeros.
+    Zeros,
+    /// What it was.
+    Same,
+    /// It cannot be told.
+    Unknown,
+}
+
+impl Backing {
+    /// A memory in which nobody gives anything back yet.
+    pub fn new(file: File) -> Self {
+        let mut backing = Self {
+            file,
+            known: (0, 0),
+            punches: false,
+            expected: None,
+            since: None,
+        };
+        backing.known = backing.stamp();
+        backing
+    }
+
+    fn stamp(&self) -> Stamp {
+        self.file
+            .metadata()
+            .map_or((0, 0), |m| (m.mtime(), m.mtime_nsec()))
+    }
+
+    fn explained(&mut self) {
+        self.known = self.stamp();
+        self.since = None;
+    }
+
+    /// The file was changed, and nobody said how.
+    fn is_unexplained(&mut self) -> bool {
+        if self.stamp() == self.known {
+            return false;
+        }
+        let expected = self.expected.is_some_and(|until| Instant::now() < until);
+        if expected {
+            self.explained();
+        }
+        !expected
+    }
+
+    /// Nobody has changed the file in a way that is not known.
+    pub fn quiet(&mut self) -> Quiet {
+        if !self.is_unexplained() {
+            self.since = None;
+            return Quiet::Yes;
+        }
+        match self.since.get_or_insert_with(Instant::now).elapsed() {
+            early if early < PATIENCE => Quiet::NotYet,
+            _ => Quiet::Never,
+        }
+    }
+
+    /// Before the word of it is read, and so while the thread waits that gives these bytes back: what
+    /// has arrived since it punched them must go.
+    pub fn before(&mut self, call: &Call, offset: u64, len: u64) {
+        if call.advice != REMOVE && (self.punches || self.is_unexplained()) {
+            self.punches = true;
+            self.punch(offset, len);
+        }
+    }
+
+    /// A range was given back, by this call if it was seen.
+    pub fn verdict(&mut self, call: Option<&Call>, offset: u64, len: u64) -> Verdict {
+        match call {
+            Some(call) if call.advice == REMOVE => {
+                self.expected = Some(Instant::now() + PATIENCE);
+                Verdict::Zeros
+            }
+            _ if self.punches || self.is_unexplained() => {
+                self.punches = true;
+                if call.is_none() {
+                    self.punch(offset, len);
+                }
+                self.explained();
+                Verdict::Zeros
+            }
+            Some(_) => Verdict::Same,
+            // It goes on by now; what it does shows, or not.
+            None => self.watched(),
+        }
+    }
+
+    fn watched(&mut self) -> Verdict {
+        let begin = Instant::now();
+        while begin.elapsed() < PATIENCE {
+            if self.stamp() != self.known {
+                self.explained();
+                return Verdict::Zeros;
+            }
+            std::thread::sleep(Duration::from_micros(50));
+        }
+        Verdict::Unknown
+    }
+
+    fn punch(&self, offset: u64, len: u64) {
+        let (Ok(offset), Ok(len)) = (i64::try_from(offset), i64::try_from(len)) else {
+            return;
+        };
+        let flags = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+        // What cannot be punched by its owner neither was.
+        let _ = fallocate(&self.file, flags, offset, len);
+    }
+}
+
+/// An madvise of a thread that waits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Call {
+    pub start: u64,
+    pub end: u64,
+    pub advice: u64,
+}
+
+/// The madvise calls in which threads of these processes are.
+pub fn calls(pids: &[i32]) -> Vec<Call> {
+    let threads = pids
+        .iter()
+        .filter_map(|pid| fs::read_dir(format!("/proc/{pid}/task")).ok())
+        .flat_map(|threads| threads.flatten());
+    threads
+        .filter_map(|thread| parse(&fs::read_to_string(thread.path().join("syscall")).ok()?))
+        .collect()
+}
+
+/// A line of /proc/PID/syscall.
+fn parse(line: &str) -> Option<Call> {
+    let mut words = line.split_ascii_whitespace();
+    if words.next()?.parse() != Ok(MADVISE) {
+        return None;
+    }
+    let mut number = || u64::from_str_radix(words.next()?.strip_prefix("0x")?, 16).ok();
+    let (start, len, advice) = (number()?, number()?, number()?);
+    Some(Call {
+        start,
+        end: start.checked_add(len.checked_next_multiple_of(super::board::PAGE)?)?,
+        advice,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_call_is_what_the_kernel_says() {
+        let line = "28 0x7f0000001000 0x1fff 0x9 0x7f3d5380f4a8 0x0 0x7fffaca9c5f7 0x1 0x2\n";
+        let call = parse(line).expect("a call");
+        assert_eq!((call.start, call.end), (0x7f00_0000_1000, 0x7f00_0000_3000));
+        assert_eq!(call.advice, REMOVE);
+        assert_eq!(parse("running\n"), None);
+        assert_eq!(parse("0 0x3 0x7f0000001000 0x2000\n"), None);
+        assert_eq!(
+            parse("28 0xfffffffffffff000 0xffffffffffffffff 0x9\n"),
+            None
+        );
+        assert_eq!(parse("-1 0x7ffe9a0b5288 0x7f72047732ad\n"), None);
+    }
+
+    fn memory() -> (File, Backing) {
+        let fd = nix::sys::memfd::memfd_create("backing", nix::sys::memfd::MFdFlags::empty());
+        let file = File::from(fd.expect("a memfd"));
+        file.set_len(1 << 20).expect("its size");
+        let backing = Backing::new(file.try_clone().expect("another descriptor"));
+        std::thread::sleep(Duration::from_millis(20));
+        (file, backing)
+    }
+
+    fn call(advice: u64) -> Call {
+        Call {
+            start: 0,
+            end: 0x2000,
+            advice,
+        }
+    }
+
+    const DONTNEED: u64 = 4;
+
+    /// A page taken out of one mapping is what it was; one that was punched before is zeros, and nothing
+    /// is put into place between.
+    #[test]
+    fn a_hole_shows_by_the_time_of_change() {
+        let (file, mut backing) = memory();
+        assert_eq!(backing.quiet(), Quiet::Yes);
+        let dropped = call(DONTNEED);
+        backing.before(&dropped, 0, 0x2000);
+        assert_eq!(backing.verdict(Some(&dropped), 0, 0x2000), Verdict::Same);
+        let flags = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+        fallocate(&file, flags, 0, 0x2000).expect("a hole");
+        assert_eq!(backing.quiet(), Quiet::NotYet);
+        // One that came too late for it.
+        std::os::unix::fs::FileExt::write_at(&file, &[7; 4096], 0).expect("a page");
+        backing.before(&dropped, 0, 0x2000);
+        assert_eq!(backing.verdict(Some(&dropped), 0, 0x2000), Verdict::Zeros);
+        assert_eq!(backing.quiet(), Quiet::Yes);
+        assert_eq!(file.metadata().expect("metadata").blocks(), 0);
+        // What was not seen in the call, too.
+        assert_eq!(backing.verdict(None, 0x4000, 0x1000), Verdict::Zeros);
+    }
+
+    #[test]
+    fn what_is_removed_is_expected_to_change() {
+        let (file, mut backing) = memory();
+        let removed = call(REMOVE);
+        backing.before(&removed, 0, 0x2000);
+        assert_eq!(backing.verdict(Some(&removed), 0, 0x2000), Verdict::Zeros);
+        let flags = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+        fallocate(&file, flags, 0, 0x2000).expect("a hole");
+        assert_eq!(backing.quiet(), Quiet::Yes);
+        assert!(!backing.punches);
+    }
+
+    /// A change of which nobody says where it was ends in a refusal, never in a guess.
+    #[test]
+    fn what_is_not_explained_is_not_guessed() {
+        let (file, mut backing) = memory();
+        let flags = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+        fallocate(&file, flags, 0, 0x2000).expect("a hole");
+        assert_eq!(backing.quiet(), Quiet::NotYet);
+        std::thread::sleep(PATIENCE);
+        assert_eq!(backing.quiet(), Quiet::Never);
+        let (_other, mut backing) = memory();
+        assert_eq!(backing.verdict(None, 0, 0x1000), Verdict::Unknown);
+    }
+}
