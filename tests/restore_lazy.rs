@@ -122,7 +122,9 @@ fn taken(name: &str) -> (Living, live::Taken, usize) {
 fn go(dataset: &Dataset, pages: &dyn PageSource) -> (Killed, Pager) {
     let prepared = prepare(dataset, pages, &LAZY).expect("prepared");
     assert!(prepared.arriving().pager.is_some());
-    let (restored, pager) = prepared.resume_at_once().expect("resumed");
+    let (restored, pager) = prepared
+        .resume_at_once(|| Ok::<(), RestoreError>(()))
+        .expect("resumed");
     (Killed(restored[0].pid), pager.expect("a pager"))
 }
 

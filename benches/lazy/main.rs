@@ -174,7 +174,9 @@ fn one(dir: &Path, mib: u64, how: Memory) {
     };
     let begin = now();
     let prepared = prepare(&taken.dataset, &source, &options).expect("prepared");
-    let (restored, pager) = prepared.resume_at_once().expect("resumed");
+    let (restored, pager) = prepared
+        .resume_at_once(|| Ok::<(), vmrestore::restore::RestoreError>(()))
+        .expect("resumed");
     let give_up = Instant::now();
     while program.word(1) == 0 {
         assert!(

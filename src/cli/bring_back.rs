@@ -325,19 +325,19 @@ fn bring_back(
         .and_then(|markers| {
             disks::about_to_run(dataset, journal)
                 .map_err(Failure::from)
-                .and_then(|()| prepared.resume_at_once().map_err(Failure::from))
+                .and_then(|()| {
+                    prepared.resume_at_once(|| {
+                        pids.iter()
+                            .try_for_each(|(old, now)| journal.record_resumed(*old, *now))
+                            .map_err(Failure::from)
+                    })
+                })
                 .inspect_err(|_| markers.remove(journal))
         });
     match resumed {
         Ok((restored, pager)) => {
             phases::done("it runs");
             line.pager = pager;
-            for (old, now) in pids {
-                if let Err(error) = journal.record_resumed(old, now) {
-                    // The record from before says the same as long as it lives.
-                    tracing::warn!("pid {old} runs, but the journal could not note it: {error}");
-                }
-            }
             line.new_pid = restored
                 .iter()
                 .find(|r| r.old_pid == line.pid)

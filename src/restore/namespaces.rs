@@ -207,20 +207,23 @@ pub fn pid_namespace(nursery: &mut Tracee) -> Result<Tracee, RestoreError> {
     Ok(init)
 }
 
-/// Lets PID 1 of a namespace begin its work: reap, and end with the last one.
-pub fn release_init(init: &mut Tracee) {
+/// Makes PID 1 of a namespace ready for its work, to reap and to end with the last one. From here on
+/// it outlives vmrestore: with it would go all that live there.
+///
+/// # Errors
+/// It was killed.
+pub fn ready_init(init: &mut Tracee) -> Result<(), RestoreError> {
     let start = init.scratch_mapping().start;
-    let released = init.write(start, &REAPER).is_ok()
-        && ptrace::registers(init.tid).is_ok_and(|mut regs| {
+    let written = init.write(start, &REAPER);
+    written.during(0, || "write the work of the namespace's PID 1".into())?;
+    ptrace::registers(init.tid)
+        .and_then(|mut regs| {
             regs.rip = start;
             regs.orig_rax = u64::MAX;
-            ptrace::set_registers(init.tid, &regs).is_ok()
+            ptrace::set_registers(init.tid, &regs)
         })
-        && ptrace::detach(init.tid).is_ok();
-    if !released {
-        // It stays stopped until vmrestore ends and takes the namespace along.
-        tracing::error!("PID 1 of the restored processes' PID namespace could not be started");
-    }
+        .and_then(|()| ptrace::let_outlive(init.tid))
+        .during(0, || "make the namespace's PID 1 ready".into())
 }
 
 #[cfg(test)]

@@ -178,7 +178,7 @@ impl Prepared<'_> {
     /// very moment of letting go, the others run.)
     pub fn resume(self) -> Result<Vec<Restored>, RestoreError> {
         let pid = self.dataset.processes.first().map_or(0, |p| p.pid);
-        let (restored, pager) = self.resume_at_once()?;
+        let (restored, pager) = self.resume_at_once(|| Ok::<(), RestoreError>(()))?;
         match pager.map(|pager| pager.wait(|_| true)) {
             Some(Arrival::Stopped(why)) => Err(RestoreError::Arrival { pid, why }),
             _ => Ok(restored),
@@ -186,10 +186,15 @@ impl Prepared<'_> {
     }
 
     /// Lets all of them run, and does not wait for memory that arrives later: the pager sees to it.
+    /// `commit` is called when nothing can keep them from running any more, and before their first
+    /// instruction: it makes durable that they run. It is not called in a dry run.
     ///
     /// # Errors
-    /// As [`Self::resume`].
-    pub fn resume_at_once(mut self) -> Result<(Vec<Restored>, Option<Pager>), RestoreError> {
+    /// As [`Self::resume`], and those of `commit`.
+    pub fn resume_at_once<E: From<RestoreError>>(
+        mut self,
+        commit: impl FnOnce() -> Result<(), E>,
+    ) -> Result<(Vec<Restored>, Option<Pager>), E> {
         alive(&self.guard)?;
         let mut notes = Vec::new();
         if !self.options.dry_run {
@@ -218,7 +223,7 @@ impl Prepared<'_> {
             }
         } else {
             self.workshop.publish_what_was_made()?;
-            resume::let_go(&mut self.family, self.options.paused)?;
+            resume::let_go(&mut self.family, self.options.paused, commit)?;
             if let Some(pager) = &mut self.arriving.pager {
                 pager.go();
             }

@@ -97,12 +97,16 @@ fn end_leader(
     Ok(())
 }
 
-/// Lets every thread of every process go.
+/// Lets every thread of every process go. `commit` makes it durable that they run: what dies before
+/// it has been called has not run, and what has been told to it runs, whatever becomes of vmrestore.
 ///
 /// # Errors
-/// None but for a process that was killed meanwhile: then all of them are.
-pub fn let_go(family: &mut Family<'_>, paused: bool) -> Result<(), RestoreError> {
-    let mut failure = None;
+/// Those of `commit`, and of a process that was killed meanwhile: then all of them are.
+pub fn let_go<E: From<RestoreError>>(
+    family: &mut Family<'_>,
+    paused: bool,
+    commit: impl FnOnce() -> Result<(), E>,
+) -> Result<(), E> {
     for stub in &family.stubs {
         if paused || stub.process.stopped {
             // Pending when the tracer lets go, it stops all threads before
@@ -112,14 +116,18 @@ pub fn let_go(family: &mut Family<'_>, paused: bool) -> Result<(), RestoreError>
                 .during(stub.process.pid, || "send SIGSTOP".into())?;
         }
     }
-    // First none of them depends on vmrestore any more, then they go: were it
-    // killed in between, no process would run with a part of its threads.
+    // First none of them depends on vmrestore any more, then they go: were it killed in between, no
+    // process would run with a part of its threads. Those who were made last are the first to be
+    // killed or let go at its end, so a process is not let go by one thread and killed by another.
+    family.ready_init()?;
     for stub in &family.stubs {
         for tracee in &stub.threads {
             ptrace::let_outlive(tracee.tid)
                 .during(stub.process.pid, || format!("free thread {}", tracee.tid))?;
         }
     }
+    commit()?;
+    let mut failure = None;
     for stub in &family.stubs {
         for tracee in &stub.threads {
             if let Err(e) = ptrace::detach(tracee.tid)
@@ -136,5 +144,5 @@ pub fn let_go(family: &mut Family<'_>, paused: bool) -> Result<(), RestoreError>
         }
     }
     family.release();
-    failure.map_or(Ok(()), Err)
+    failure.map_or(Ok(()), |error| Err(error.into()))
 }

@@ -180,12 +180,25 @@ impl<'a> Family<'a> {
         }
     }
 
+    /// Makes PID 1 of a namespace made for them ready: it outlives vmrestore from here on, and ends
+    /// when none of them is left.
+    ///
+    /// # Errors
+    /// It was killed.
+    pub fn ready_init(&mut self) -> Result<(), RestoreError> {
+        match &mut self.init {
+            Some(init) if self.space == PidSpace::Own => namespaces::ready_init(init),
+            _ => Ok(()),
+        }
+    }
+
     /// They live now: the nursery goes, PID 1 of their namespace begins to
     /// reap, and dropping this kills nobody. The stubs were detached already.
     pub fn release(&mut self) {
         self.released = true;
         match &mut self.init {
-            Some(init) if self.space == PidSpace::Own => namespaces::release_init(init),
+            // Were it gone, all of them would be.
+            Some(init) if self.space == PidSpace::Own => drop(ptrace::detach(init.tid)),
             // Its children go to PID 1 of the container.
             Some(deputy) => reap(&[deputy.tid]),
             None => {}

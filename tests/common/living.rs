@@ -114,6 +114,12 @@ impl Living {
     /// Ends the original, whose tracer this thread is: its threads must be
     /// waited for before it.
     pub fn kill(&mut self) {
+        self.kill_only();
+        self.child.wait().expect("wait");
+    }
+
+    /// The same; its remains keep the PID until they are waited for.
+    pub fn kill_only(&mut self) {
         let tids: Vec<i32> = fs::read_dir(format!("/proc/{}/task", self.pid()))
             .expect("tasks")
             .filter_map(|e| e.ok()?.file_name().to_str()?.parse().ok())
@@ -123,7 +129,6 @@ impl Living {
         for tid in tids {
             while !matches!(ptrace::wait(tid), Ok(ptrace::Stop::Gone(_)) | Err(_)) {}
         }
-        self.child.wait().expect("wait");
     }
 }
 

@@ -190,7 +190,8 @@ fn what_was_swapped_out_comes_back_and_what_was_used_since_is_refused() -> Resul
 fn luggage(lab: &Lab, dump: &CachedDump) -> Result<Luggage> {
     let module = debian::Debian::new(&lab.dir)
         .kernel()?
-        .module("drivers/md/dm-crypt")?;
+        .module("drivers/md/dm-crypt")?
+        .context("dm-crypt is built in")?;
     let mut luggage = Luggage::vmrestore(vmrestore());
     luggage.dumps = vec![
         ("dm-crypt.ko".into(), module),

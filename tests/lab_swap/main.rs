@@ -52,7 +52,7 @@ fn vmrestore() -> &'static Path {
 fn take_modules(kernel: &debian::Kernel, extra: &mut Extra, zram: usize) -> Result<String> {
     let mut load = String::new();
     for module in MODULES {
-        if let Ok(file) = kernel.module(module) {
+        if let Ok(Some(file)) = kernel.module(module) {
             let name = file.file_name().context("no name")?.to_string_lossy();
             let options = match name.starts_with("zram") {
                 true => format!(" num_devices={zram}"),

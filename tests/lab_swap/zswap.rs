@@ -67,7 +67,8 @@ fn what_was_in_zswap_comes_back() -> Result<()> {
     let modules = take_modules(&kernel, &mut extra, 1)?;
     let mut kvm = Vec::new();
     for (module, name) in KVM.into_iter().zip(names) {
-        kvm.push((format!("{name}.ko"), kernel.module(module)?));
+        let file = kernel.module(module)?.context("KVM is built in")?;
+        kvm.push((format!("{name}.ko"), file));
     }
     extra.luggage.extend(kvm.clone());
     extra.alive = Some(Box::new(move |machine| {

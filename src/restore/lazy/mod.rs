@@ -167,6 +167,7 @@ pub fn start(
             first,
             hold,
             pids,
+            restorer: std::process::id(),
         };
         arriving.pager = Some(handle::spawn(dataset, family, load, pages)?);
     }

@@ -54,6 +54,8 @@ pub struct Load<'d> {
     pub backings: BTreeMap<usize, Backing>,
     /// PIDs on this host of the processes that are the first spaces.
     pub pids: Vec<i32>,
+    /// PID of vmrestore, which lets them run.
+    pub restorer: u32,
 }
 
 /// What the pager serves.
@@ -62,6 +64,7 @@ pub struct Pager<'a, 'd> {
     hold: Mutex<Hold>,
     backings: BTreeMap<usize, Mutex<Backing>>,
     pids: Vec<i32>,
+    restorer: u32,
     pages: &'a dyn PageSource,
     status: &'a Status,
     /// Faults that have been read and not answered.
@@ -108,6 +111,7 @@ pub fn live(load: Load<'_>, pages: &dyn PageSource, status: &Status, watch: &Wat
             .map(|(store, backing)| (store, Mutex::new(backing)))
             .collect(),
         pids: load.pids,
+        restorer: load.restorer,
         pages,
         status,
         waiting: AtomicUsize::new(0),

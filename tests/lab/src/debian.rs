@@ -8,6 +8,8 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail, ensure};
 
+use crate::suite::Foreign;
+
 /// Packages unpacked when a file of them is not installed here. The libraries
 /// are those that kexec-tools and makedumpfile link.
 const PACKAGES: [&str; 23] = [
@@ -42,10 +44,19 @@ const KERNEL_PACKAGE: &str = "linux-image-cloud-amd64";
 /// The same for any machine, which has what the other was built without, zswap say.
 const GENERIC_PACKAGE: &str = "linux-image-amd64";
 
+/// Which of Debian's kernels the host has.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Choice {
+    Cloud,
+    Generic,
+    /// The cloud kernel of a newer suite.
+    Newer,
+}
+
 /// Where Debian's files are found.
 pub struct Debian {
     unpacked: PathBuf,
-    generic: bool,
+    choice: Choice,
 }
 
 /// One kernel: its image and its directory of modules.
@@ -65,7 +76,7 @@ impl Debian {
     pub fn new(dir: &Path) -> Self {
         Self {
             unpacked: dir.join("packages"),
-            generic: false,
+            choice: Choice::Cloud,
         }
     }
 
@@ -73,7 +84,16 @@ impl Debian {
     #[must_use]
     pub fn generic(dir: &Path) -> Self {
         Self {
-            generic: true,
+            choice: Choice::Generic,
+            ..Self::new(dir)
+        }
+    }
+
+    /// The same, with the cloud kernel of Debian 13, or of `$VMRESTORE_LAB_SUITE`.
+    #[must_use]
+    pub fn newer(dir: &Path) -> Self {
+        Self {
+            choice: Choice::Newer,
             ..Self::new(dir)
         }
     }
@@ -147,27 +167,21 @@ impl Debian {
     }
 
     /// Debian 12's cloud kernel, or the unpacked package at
-    /// `$VMRESTORE_LAB_KERNEL`.
+    /// `$VMRESTORE_LAB_KERNEL`, or what was asked for.
     pub fn kernel(&self) -> Result<Kernel> {
-        let (from, to) = match (self.generic, std::env::var_os("VMRESTORE_LAB_KERNEL")) {
-            (true, _) => (GENERIC_PACKAGE, "kernel-generic"),
-            (false, Some(dir)) => return Kernel::in_package(Path::new(&dir)),
-            (false, None) => (KERNEL_PACKAGE, "kernel"),
+        let (from, to) = match (self.choice, std::env::var_os("VMRESTORE_LAB_KERNEL")) {
+            (Choice::Newer, _) => {
+                return Kernel::in_package(&Foreign::kernel(self.lab(), KERNEL_PACKAGE)?);
+            }
+            (Choice::Generic, _) => (GENERIC_PACKAGE, "kernel-generic"),
+            (Choice::Cloud, Some(dir)) => return Kernel::in_package(Path::new(&dir)),
+            (Choice::Cloud, None) => (KERNEL_PACKAGE, "kernel"),
         };
         let dir = self.unpacked.join(to);
         if !dir.join("boot").exists() {
             let depends = run(Command::new("apt-cache").args(["depends", from]))?;
-            let package = depends
-                .split_whitespace()
-                .find(|word| word.starts_with("linux-image-"))
-                .filter(|word| *word != from)
-                .or_else(|| {
-                    depends
-                        .split_whitespace()
-                        .find(|word| word.starts_with("linux-image-6"))
-                })
-                .with_context(|| format!("{from} names no kernel: {depends}"))?;
-            self.unpack(&[package], &dir)?;
+            let package = image_of(from, &depends)?;
+            self.unpack(&[&package], &dir)?;
         }
         Kernel::in_package(&dir)
     }
@@ -273,12 +287,54 @@ impl Kernel {
         })
     }
 
-    /// The file of the module at `path` (without suffix) in the kernel's tree.
-    pub fn module(&self, path: &str) -> Result<PathBuf> {
+    /// The file of the module at `path` (without suffix) in the kernel's tree; `None` if the
+    /// kernel has it built in.
+    pub fn module(&self, path: &str) -> Result<Option<PathBuf>> {
         let file = self.modules.join(format!("{path}.ko"));
-        ensure!(file.exists(), "{}: no such module", file.display());
-        Ok(file)
+        if file.exists() {
+            return Ok(Some(file));
+        }
+        let list = self.modules.with_file_name("modules.builtin");
+        let text = std::fs::read_to_string(&list).with_context(|| list.display().to_string())?;
+        let built_in = format!("kernel/{path}.ko");
+        ensure!(
+            text.lines().any(|line| line == built_in),
+            "{}: neither a module nor built in",
+            file.display()
+        );
+        Ok(None)
     }
+}
+
+/// The package with the image, of what `apt-cache depends` says of the metapackage `from`.
+pub(crate) fn image_of(from: &str, depends: &str) -> Result<String> {
+    let named = depends.split_whitespace();
+    named
+        .filter(|word| word.starts_with("linux-image-") && *word != from)
+        .map(str::to_owned)
+        .next()
+        .with_context(|| format!("{from} names no kernel: {depends}"))
+}
+
+/// Unpacks the modules that a package has packed (from 6.12 on).
+pub(crate) fn unpack_modules(root: &Path) -> Result<()> {
+    let mut dirs = vec![root.to_owned()];
+    let mut packed = Vec::new();
+    while let Some(dir) = dirs.pop() {
+        for entry in std::fs::read_dir(&dir).with_context(|| dir.display().to_string())? {
+            let entry = entry?;
+            if entry.file_type()?.is_dir() {
+                dirs.push(entry.path());
+            } else if entry.file_name().as_encoded_bytes().ends_with(b".ko.xz") {
+                packed.push(entry.path());
+            }
+        }
+    }
+    for some in packed.chunks(100) {
+        run(Command::new("xz").arg("--decompress").args(some))
+            .context("xz (run scripts/setup?)")?;
+    }
+    Ok(())
 }
 
 /// True if the program needs no dynamic linker.

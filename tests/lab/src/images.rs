@@ -281,7 +281,9 @@ fn host_root(debian: &Debian, kernel: &Kernel, programs: &Programs) -> Result<Ve
     }
     items.extend(newer_qemu(debian)?);
     for module in HOST_MODULES {
-        let file = kernel.module(module)?;
+        let Some(file) = kernel.module(module)? else {
+            continue;
+        };
         items.push((
             format!("/lib/modules/lab/{}", base(&file)),
             Item::Copy(file),
@@ -378,9 +380,10 @@ fn initramfs(
     let mut cpio = Cpio::new();
     let mut modules = VIRTIO.to_vec();
     let mut init = init.to_owned();
-    if EXT4.iter().any(|module| kernel.module(module).is_ok()) {
-        let present = EXT4.iter().filter(|module| kernel.module(module).is_ok());
-        modules.extend(present);
+    // What is a module of the kernel for any machine is built into the other, or not there.
+    let is_module = |module: &&&str| matches!(kernel.module(module), Ok(Some(_)));
+    if EXT4.iter().any(|module| is_module(&module)) {
+        modules.extend(EXT4.iter().filter(is_module));
         let names: Vec<&str> = modules
             .iter()
             .filter_map(|m| m.rsplit('/').next())
@@ -393,7 +396,9 @@ fn initramfs(
     cpio.bytes("init", init.as_bytes(), true);
     cpio.file("bin/busybox", &debian.file("/bin/busybox")?)?;
     for module in modules {
-        let file = kernel.module(module)?;
+        let Some(file) = kernel.module(module)? else {
+            continue;
+        };
         cpio.file(&format!("mods/{}", base(&file)), &file)?;
     }
     if let Some(program) = program {
@@ -410,7 +415,9 @@ fn guest_initramfs(kernel: &Kernel, programs: &Programs) -> Result<Vec<u8>> {
     let mut cpio = Cpio::new();
     cpio.file("init", &programs.guest_init)?;
     for module in VIRTIO.iter().chain(&GUEST_MODULES) {
-        let file = kernel.module(module)?;
+        let Some(file) = kernel.module(module)? else {
+            continue;
+        };
         cpio.file(&format!("mods/{}", base(&file)), &file)?;
     }
     Ok(cpio.finish())

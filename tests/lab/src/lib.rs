@@ -104,6 +104,11 @@ impl Lab {
         Self::with(debian::Debian::generic, &[])
     }
 
+    /// The same with the kernel of a newer Debian as the host's and its guests'.
+    pub fn prepare_newer() -> Result<Self> {
+        Self::with(debian::Debian::newer, &[])
+    }
+
     /// The same with a root on which these packages of Debian's are installed.
     pub fn prepare_with_installed(packages: &[&str]) -> Result<Self> {
         Self::with(debian::Debian::new, packages)

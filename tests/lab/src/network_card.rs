@@ -3,7 +3,7 @@
 
 use std::path::PathBuf;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 
 use crate::Lab;
 use crate::debian::Debian;
@@ -18,9 +18,9 @@ const MODULES: [&str; 3] = [
 /// For a host's luggage or tools: (file name, file).
 pub fn modules(lab: &Lab) -> Result<Vec<(String, PathBuf)>> {
     let kernel = Debian::new(&lab.dir).kernel()?;
-    let modules = MODULES.iter();
+    let modules = MODULES.iter().map(|module| (module, kernel.module(module)));
     modules
-        .map(|module| Ok((file_of(module), kernel.module(module)?)))
+        .map(|(module, file)| Ok((file_of(module), file?.context("built in")?)))
         .collect()
 }
 

@@ -7,7 +7,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 
-use crate::debian::run;
+use crate::debian::{image_of, run, unpack_modules};
 
 /// Debian 13: the first suite whose makedumpfile knows zstd.
 const NEWER: &str = "trixie";
@@ -31,6 +31,22 @@ impl Foreign {
     /// QEMU of Debian 13 (10.0), or of `$VMRESTORE_LAB_SUITE`.
     pub fn qemu(lab: &Path) -> Result<Self> {
         Self::of_package(lab, "qemu-system-x86", "usr/bin/qemu-system-x86_64")
+    }
+
+    /// The kernel that the metapackage `meta` leads to in Debian 13 (6.12), or in
+    /// `$VMRESTORE_LAB_SUITE`: where its package is unpacked, its modules too.
+    pub fn kernel(lab: &Path, meta: &str) -> Result<PathBuf> {
+        let suite = suite();
+        let home = lab.join("packages").join(format!("{suite}-{meta}"));
+        if !home.exists() {
+            let choose = |apt: &Apt| {
+                let depends = run(apt.command("apt-cache").args(["depends", meta]))?;
+                Ok(vec![image_of(meta, &depends)?])
+            };
+            get(&suite, &home, choose, unpack_modules)
+                .with_context(|| format!("{meta} of Debian's suite {suite} cannot be had"))?;
+        }
+        Ok(home)
     }
 
     /// The program, its dynamic linker and the libraries that it needs, for
@@ -59,10 +75,10 @@ impl Foreign {
 
     /// `program` of `package`, from the cache or got now.
     fn of_package(lab: &Path, package: &str, program: &str) -> Result<Self> {
-        let suite = std::env::var("VMRESTORE_LAB_SUITE").unwrap_or_else(|_| NEWER.to_owned());
+        let suite = suite();
         let home = lab.join("packages").join(format!("{suite}-{package}"));
         if !home.exists() {
-            get(&suite, package, &home)
+            get(&suite, &home, |apt| apt.libraries_of(package), |_| Ok(()))
                 .with_context(|| format!("{package} of Debian's suite {suite} cannot be had"))?;
         }
         let found = Self {
@@ -105,15 +121,24 @@ impl Foreign {
     }
 }
 
-/// Unpacks `package` of `suite` and the libraries that it needs into `home`,
-/// which appears only when all is there.
-fn get(suite: &str, package: &str, home: &Path) -> Result<()> {
+fn suite() -> String {
+    std::env::var("VMRESTORE_LAB_SUITE").unwrap_or_else(|_| NEWER.to_owned())
+}
+
+/// Unpacks the packages of `suite` that `choose` names into `home`, which
+/// appears only when all is there and `arrange` has done its part.
+fn get(
+    suite: &str,
+    home: &Path,
+    choose: impl FnOnce(&Apt) -> Result<Vec<String>>,
+    arrange: impl FnOnce(&Path) -> Result<()>,
+) -> Result<()> {
     let work = home.with_extension(format!("work{}", std::process::id()));
     let _ = std::fs::remove_dir_all(&work);
     let root = work.join("root");
     std::fs::create_dir_all(&root)?;
     let apt = Apt::of_suite(suite, &work.join("apt"))?;
-    let packages = apt.libraries_of(package)?;
+    let packages = choose(&apt)?;
     eprintln!("lab: getting packages of {suite}: {}", packages.join(" "));
     let debs = work.join("debs");
     std::fs::create_dir_all(&debs)?;
@@ -128,6 +153,7 @@ fn get(suite: &str, package: &str, home: &Path) -> Result<()> {
             .arg(entry?.path())
             .arg(&root))?;
     }
+    arrange(&root)?;
     match std::fs::rename(&root, home) {
         Ok(()) => {}
         // Another run of the lab was faster.

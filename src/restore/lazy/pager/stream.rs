@@ -3,6 +3,7 @@
 use super::{PATIENCE, PLACES, Pager, locked};
 use crate::restore::lazy::board::{Delivered, Order, PAGE};
 use crate::restore::lazy::status::Count;
+use std::os::unix::process::parent_id;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
@@ -21,7 +22,8 @@ impl Pager<'_, '_> {
         let mut buffer = Vec::new();
         let mut refused: Option<Instant> = None;
         while !self.over.load(Ordering::Acquire) {
-            if self.status.get(Count::Go) == 0 {
+            // Killed right after it had let them go, vmrestore could not say so.
+            if self.status.get(Count::Go) == 0 && parent_id() == self.restorer {
                 std::thread::sleep(Duration::from_millis(1));
                 continue;
             }
