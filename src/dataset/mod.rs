@@ -70,8 +70,8 @@ pub use sysv::{Semaphore, SemaphoreUndo, SysvKind, SysvMessage, SysvObject};
 pub use tcp::{TcpConnection, TcpPeer, TcpState, TcpTimestamp, TcpWaiting, TcpWindow};
 pub use terminal::TerminalEnd;
 pub use thread::{
-    Controls, Deadline, Dispatch, PendingSignal, RobustList, Rseq, RunState, Scheduling,
-    SeccompState, SignalStack, Thread, UserRegs,
+    Confinement, Controls, Deadline, Dispatch, PendingSignal, RobustList, Rseq, RunState,
+    Scheduling, SeccompState, SignalStack, Thread, UserRegs,
 };
 pub use vcpu::{
     CpuidEntry, DebugRegs, ExitInFlight, Lapic, MmioPart, MsrEntry, Segment, SystemRegs,

@@ -43,6 +43,8 @@ pub struct Thread {
     pub credentials: Credentials,
     pub no_new_privs: bool,
     pub seccomp: SeccompState,
+    #[serde(default)]
+    pub confinement: Confinement,
     pub scheduling: Scheduling,
     /// `prctl(PR_SET_PDEATHSIG)`.
     pub pdeath_signal: i32,
@@ -213,6 +215,20 @@ pub struct SeccompState {
     pub flags: Vec<u32>,
     /// Why it cannot be brought back: the kernel kept no copy of a filter, or
     /// one of them asks a supervisor.
+    #[serde(default)]
+    pub refused: Option<String>,
+}
+
+/// What security modules (LSM) confine a thread to.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Confinement {
+    /// AppArmor's label, as /proc/PID/attr/current shows it without its mode; `None`: unconfined.
+    #[serde(default)]
+    pub apparmor: Option<String>,
+    /// The label that it gets at its next execve, where it had set one.
+    #[serde(default)]
+    pub apparmor_exec: Option<String>,
+    /// What confines it, and why it cannot be brought back.
     #[serde(default)]
     pub refused: Option<String>,
 }

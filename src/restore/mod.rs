@@ -17,6 +17,7 @@ mod announce;
 mod births;
 mod calls;
 mod cgroup;
+mod confinement;
 pub mod container;
 mod credentials;
 mod deleted_directory;

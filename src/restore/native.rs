@@ -14,9 +14,9 @@ use super::restored::{self, Restored, distribute};
 use super::resume::{self, Goal};
 use super::stub::Family;
 use super::{
-    RestoreError, Syscalls, address_space, aio, calls, cgroup, deleted_directory, fill, holdings,
-    in_place, machines, pid_space, preflight, registers, rest_of_call, seccomp, signals, swap,
-    sysv, threads, timers, vdso, vhost, volatile_files, zombies,
+    RestoreError, Syscalls, address_space, aio, calls, cgroup, confinement, deleted_directory,
+    fill, holdings, in_place, machines, objects, pid_space, preflight, registers, rest_of_call,
+    seccomp, signals, swap, sysv, threads, timers, vdso, vhost, volatile_files, zombies,
 };
 use crate::dataset::{Dataset, Fidelity, NamespaceKind, PageSource, Process, SyscallResume};
 use crate::phases;
@@ -108,6 +108,7 @@ pub fn prepare<'d>(
     if !options.force {
         seccomp::check(dataset)?;
     }
+    let unconfined = confinement::check(dataset, options.force)?;
     let swap = swap::open(dataset, pages, options.force)?;
     let pages: &dyn PageSource = &swap;
     phases::done("looked at");
@@ -140,6 +141,7 @@ pub fn prepare<'d>(
     };
     swap.still_untouched(dataset.processes.first().map_or(0, |p| p.pid))?;
     workshop.notes.extend(swap.notes());
+    workshop.notes.extend(unconfined);
     let notes = std::mem::take(&mut workshop.notes);
     let restored = restored::describe(dataset, &family, &notes);
     Ok(Prepared {
@@ -211,6 +213,8 @@ impl Prepared<'_> {
                 vhost::start(self.dataset, process, leader)?;
                 aio::submit(process, leader)?;
             }
+            let way = objects::base(self.dataset);
+            confinement::enter(stub, way, self.options.force, &mut notes)?;
             resume::prepare(stub, goal, &mut notes)?;
         }
         if !self.options.dry_run {

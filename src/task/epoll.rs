@@ -9,7 +9,7 @@ use super::list::int;
 /// epoll_wait, epoll_pwait, epoll_pwait2.
 pub(super) const WAITS: [u64; 3] = [232, 281, 441];
 
-/// `epitem.next` of an item that is not on the overflow list.
+/// `epitem.ovflist_next` of an item that is not on the overflow list.
 const NOT_ACTIVE: u64 = u64::MAX;
 
 /// Reads the `eventpoll` at `addr` with its watches.
@@ -36,7 +36,10 @@ pub(super) fn kind(kernel: &Kernel, addr: u64) -> Result<FileKind, KernelError> 
 /// being handed out.
 fn pending(item: &Object<'_>) -> Result<bool, KernelError> {
     let link = item.get("rdllink")?;
-    Ok(link.ptr("next")? != link.addr() || item.ptr("next")? != NOT_ACTIVE)
+    // Renamed in 2026, also in stable kernels (6.12.117 of Debian has it).
+    let newer = "ovflist_next";
+    let overflow = if item.has(newer) { newer } else { "next" };
+    Ok(link.ptr("next")? != link.addr() || item.ptr(overflow)? != NOT_ACTIVE)
 }
 
 /// A program that found no room at an edge-triggered socket waits for the edge at which there is

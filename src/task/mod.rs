@@ -18,6 +18,7 @@ mod block_device;
 mod cached_files;
 mod cgroup;
 mod clock;
+mod confinement;
 mod controls;
 mod credentials;
 mod entry;

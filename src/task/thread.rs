@@ -6,12 +6,12 @@ use super::live::{self, Live};
 use super::path::{self, Place};
 use super::resume::{self, Facts};
 use super::{
-    controls, credentials, entry, epoll, fpu, kernel_stack, moved, process, registers, sched,
-    seccomp, signal, sysv,
+    confinement, controls, credentials, entry, epoll, fpu, kernel_stack, moved, process, registers,
+    sched, seccomp, signal, sysv,
 };
 use crate::dataset::{
-    Controls, Fidelity, FidelityLevel, REGISTERS, RobustList, Rseq, RunState, Scheduling,
-    SeccompState, SignalStack, SyscallResume, Thread,
+    Confinement, Controls, Fidelity, FidelityLevel, REGISTERS, RobustList, Rseq, RunState,
+    Scheduling, SeccompState, SignalStack, SyscallResume, Thread,
 };
 use crate::kernel::{AddressSpace, KernelError, Object, XsaveLayout};
 
@@ -148,6 +148,13 @@ pub(super) fn read(
     if let Some(why) = &seccomp.refused {
         x.lost(&subject, "seccomp filters", why.clone());
     }
+    let (confinement, losses) = confinement::read(task)?;
+    for (what, why) in losses {
+        x.lost(&subject, what, why);
+    }
+    if let Some(why) = &confinement.refused {
+        x.lost(&subject, "confinement", why.clone());
+    }
     let in_call = decision.syscall.as_ref().map(|s| s.number);
     if facts.running && in_call.is_some_and(|number| epoll::WAITS.contains(&number)) {
         // It may have taken events that it had not handed on yet.
@@ -187,6 +194,7 @@ pub(super) fn read(
         credentials: credentials::read(task)?,
         no_new_privs: task.u("atomic_flags")? & NO_NEW_PRIVS != 0,
         seccomp,
+        confinement,
         scheduling: sched::read(task)?,
         pdeath_signal: int(task, "pdeath_signal")?,
         timer_slack_ns: task.u("timer_slack_ns")?,
@@ -216,6 +224,7 @@ pub(super) fn ended(leader: &Object<'_>, like: &Thread) -> Result<Thread, Kernel
         credentials: credentials::read(leader)?,
         no_new_privs: false,
         seccomp: SeccompState::default(),
+        confinement: Confinement::default(),
         scheduling: Scheduling::default(),
         pdeath_signal: 0,
         controls: Controls::default(),

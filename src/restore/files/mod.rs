@@ -33,7 +33,7 @@ use super::same_file;
 use super::stub::Family;
 use super::taps::Taps;
 use super::terminals::{Master, Masters};
-use super::{Options, RestoreError, Syscalls, TcpPolicy, calls, sysv, vhost};
+use super::{Options, RestoreError, Syscalls, TcpPolicy, calls, confinement, sysv, vhost};
 use crate::dataset::{Dataset, EpollWatch, Fidelity, FileKind, ObjectId, OpenFile};
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
@@ -430,6 +430,9 @@ impl<'d> Workshop<'d> {
                 .get(&stub)
                 .map(|files| files.temporary.clone())
                 .unwrap_or_default();
+            if confinement::is_confined(family.process(stub)?) {
+                keep.push(objects.base);
+            }
             keep.sort_unstable();
             let sys = family.leader(stub)?;
             let mut from = u64::from(objects.base.cast_unsigned());

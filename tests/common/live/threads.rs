@@ -113,6 +113,7 @@ pub fn thread(pid: i32, tid: i32) -> Thread {
         },
         no_new_privs: status(tid, "NoNewPrivs") == "1",
         seccomp: seccomp(tid),
+        confinement: Confinement::default(),
         scheduling: Scheduling {
             policy: stat(tid)[41 - 3].parse().expect("a number"),
             nice: stat(tid)[19 - 3].parse().expect("a number"),

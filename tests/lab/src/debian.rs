@@ -220,6 +220,30 @@ impl Debian {
         }
     }
 
+    /// Compiles a profile of AppArmor's into what a kernel loads, at `to`.
+    pub fn compile_policy(&self, profile: &str, to: &Path) -> Result<()> {
+        let home = self.unpacked.join("apparmor");
+        if !home.exists() {
+            self.unpack(&["apparmor"], &home)?;
+        }
+        let source = to.with_extension("profile");
+        std::fs::write(&source, profile).with_context(|| source.display().to_string())?;
+        let base = home.join("etc/apparmor.d");
+        run(Command::new(home.join("sbin/apparmor_parser"))
+            .args(["--skip-kernel-load", "--skip-read-cache", "--quiet"])
+            .arg("--base")
+            .arg(&base)
+            .arg("--Include")
+            .arg(&base)
+            // This machine's kernel may know nothing of AppArmor.
+            .arg("--kernel-features")
+            .arg(base.join("abi/3.0"))
+            .arg("--ofile")
+            .arg(to)
+            .arg(&source))?;
+        Ok(std::fs::remove_file(source)?)
+    }
+
     fn unpack_tools(&self) -> Result<()> {
         let root = self.tools();
         if root.exists() {
@@ -280,9 +304,13 @@ impl Kernel {
                 name.strip_prefix("vmlinuz-").map(str::to_owned)
             })
             .with_context(|| format!("{}: no vmlinuz-*", boot.display()))?;
+        // Below /usr from Debian 13 on.
+        let modules = ["usr/lib/modules", "lib/modules"]
+            .map(|modules| dir.join(modules).join(&release).join("kernel"));
+        let modules = modules.into_iter().find(|modules| modules.exists());
         Ok(Self {
             image: boot.join(format!("vmlinuz-{release}")),
-            modules: dir.join("lib/modules").join(&release).join("kernel"),
+            modules: modules.with_context(|| format!("{}: no modules", dir.display()))?,
             release,
         })
     }

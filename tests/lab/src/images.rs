@@ -102,7 +102,7 @@ const HOST_PROGRAMS: [&str; 6] = [
 const HOST_INIT: &str = r#"#!/bin/busybox sh
 /bin/busybox --install -s /bin
 mount -t devtmpfs d /dev; mount -t proc p /proc; mount -t sysfs s /sys
-for m in virtio_ring virtio virtio_pci_modern_dev virtio_pci_legacy_dev virtio_pci virtio_blk; do insmod /mods/$m.ko; done
+for m in @MODULES@; do insmod /mods/$m.ko; done
 for i in $(seq 50); do
   for b in /sys/block/vd*; do
     [ "$(cat $b/serial 2>/dev/null)" = root ] && mount -t ext4 -o ro /dev/${b##*/} /new && break 2
@@ -121,7 +121,7 @@ const CAPTURE_INIT: &str = r#"#!/bin/busybox sh
 /bin/busybox --install -s /bin
 mount -t devtmpfs d /dev; mount -t proc p /proc; mount -t sysfs s /sys
 echo LAB CAPTURE UP
-for m in virtio_ring virtio virtio_pci_modern_dev virtio_pci_legacy_dev virtio_pci virtio_blk; do insmod /mods/$m.ko; done
+for m in @MODULES@; do insmod /mods/$m.ko; done
 for i in $(seq 50); do
   for b in /sys/block/vd*; do
     [ "$(cat $b/serial 2>/dev/null)" = dump ] && mount -t ext4 /dev/${b##*/} /dump && break 2
@@ -378,29 +378,19 @@ fn initramfs(
     program: Option<&str>,
 ) -> Result<Vec<u8>> {
     let mut cpio = Cpio::new();
-    let mut modules = VIRTIO.to_vec();
-    let mut init = init.to_owned();
-    // What is a module of the kernel for any machine is built into the other, or not there.
-    let is_module = |module: &&&str| matches!(kernel.module(module), Ok(Some(_)));
-    if EXT4.iter().any(|module| is_module(&module)) {
-        modules.extend(EXT4.iter().filter(is_module));
-        let names: Vec<&str> = modules
-            .iter()
-            .filter_map(|m| m.rsplit('/').next())
-            .collect();
-        init = init.replace(
-            "for m in virtio_ring virtio virtio_pci_modern_dev virtio_pci_legacy_dev virtio_pci virtio_blk;",
-            &format!("for m in {};", names.join(" ")),
-        );
+    // What is a module of the kernel for any machine is built into the others, or not there.
+    let ext4 = EXT4.map(|module| kernel.module(module).ok().flatten());
+    let virtio = VIRTIO.map(|module| kernel.module(module));
+    let virtio = virtio.into_iter().collect::<Result<Vec<_>>>()?;
+    let mut names = Vec::new();
+    for file in virtio.into_iter().chain(ext4).flatten() {
+        let name = base(&file);
+        cpio.file(&format!("mods/{name}"), &file)?;
+        names.push(name.trim_end_matches(".ko").to_owned());
     }
+    let init = init.replace("@MODULES@", &names.join(" "));
     cpio.bytes("init", init.as_bytes(), true);
     cpio.file("bin/busybox", &debian.file("/bin/busybox")?)?;
-    for module in modules {
-        let Some(file) = kernel.module(module)? else {
-            continue;
-        };
-        cpio.file(&format!("mods/{}", base(&file)), &file)?;
-    }
     if let Some(program) = program {
         let file = debian.file(program)?;
         for (path, from) in debian.libraries(&file)? {

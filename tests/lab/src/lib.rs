@@ -244,11 +244,25 @@ impl Lab {
     pub fn reboot_in(&self, dump: &CachedDump, luggage: &Luggage, dir: &Path) -> Result<Rebooted> {
         // The images that died, not those of today's sources.
         let images = images::Images::at(&self.dir, &dump.record.images);
+        Self::boot(&images, dump, luggage, dir)
+    }
+
+    /// The same with this lab's kernel and programs, whatever those were that died.
+    pub fn reboot_updated(&self, dump: &CachedDump, luggage: &Luggage) -> Result<Rebooted> {
+        Self::boot(&self.images, dump, luggage, &self.new_run())
+    }
+
+    fn boot(
+        images: &images::Images,
+        dump: &CachedDump,
+        luggage: &Luggage,
+        dir: &Path,
+    ) -> Result<Rebooted> {
         let hardware = Hardware {
             cpus: dump.record.scenario.reboot_cpus,
             ..dump.record.scenario.hardware.clone()
         };
-        reboot::reboot(&images, dump, luggage, &hardware, dir)
+        reboot::reboot(images, dump, luggage, &hardware, dir)
     }
 
     /// A dump by the name of its directory or the beginning of it, the newest
