@@ -274,6 +274,7 @@ impl DeadHost {
         for vm in virtual_machines(&parts.files) {
             let (vm, fidelity) = guest::extract(&self.kernel, vm.0, &host)?;
             report_exits(&vm, &mut parts.processes);
+            finish_deletions(&self.kernel, &vm, &mut parts.processes);
             vms.push(vm);
             parts.fidelity.extend(fidelity);
         }
@@ -344,6 +345,28 @@ fn report_exits(vm: &Vm, processes: &mut [Process]) {
                 .syscall
                 .as_ref()
                 .is_some_and(|s| s.number == IOCTL && s.args[1] == KVM_RUN)
+        {
+            thread.resume = SyscallResume::Return { value: 0 };
+        }
+    }
+}
+
+/// Lets a call that deletes a memslot return where it had done so and only waited for readers.
+fn finish_deletions(kernel: &Kernel, vm: &Vm, processes: &mut [Process]) {
+    const IOCTL: u64 = 16;
+    /// KVM_SET_USER_MEMORY_REGION, and its second form, which begins alike.
+    const SET_REGION: [u64; 2] = [0x4020_ae46, 0x40a0_ae49];
+    let owner = processes.iter_mut().filter(|p| p.pid == vm.pid);
+    for thread in owner.flat_map(|p| &mut p.threads) {
+        if thread.resume != SyscallResume::Reissue {
+            continue;
+        }
+        let Some(call) = &thread.syscall else {
+            continue;
+        };
+        if call.number == IOCTL
+            && SET_REGION.contains(&call.args[1])
+            && guest::slot_is_deleted(kernel, vm.id.0, call.args[2])
         {
             thread.resume = SyscallResume::Return { value: 0 };
         }

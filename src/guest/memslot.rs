@@ -2,6 +2,7 @@
 
 use super::GuestError;
 use super::field::narrow;
+use super::user_memory::UserMemory;
 use crate::dataset::Memslot;
 use crate::kernel::{Object, containers};
 
@@ -40,6 +41,20 @@ pub(super) fn memslots(vm: &Object<'_>) -> Result<Vec<Memslot>, GuestError> {
     }
     found.sort_by_key(|s: &Memslot| (s.address_space, s.slot));
     Ok(found)
+}
+
+/// Whether a call that deletes a slot, KVM_SET_USER_MEMORY_REGION with the argument at the VMM's
+/// address `region`, has done it already: made again it would find no slot.
+pub(super) fn is_deleted(vm: &Object<'_>, region: u64) -> Result<bool, GuestError> {
+    // struct kvm_userspace_memory_region. Linux include/uapi/linux/kvm.h.
+    let memory = UserMemory::of(vm.kernel(), vm);
+    let number = memory.u32(region)?;
+    let size = [16, 20].map(|at| memory.u32(region.wrapping_add(at)));
+    if size.into_iter().collect::<Result<Vec<_>, _>>()? != [0, 0] {
+        return Ok(false);
+    }
+    let is_it = |s: &Memslot| u32::from(s.address_space) << 16 | u32::from(s.slot) == number;
+    Ok(!memslots(vm)?.iter().any(is_it))
 }
 
 /// Whether a slot's memory is in a guest_memfd. KVM_MEM_GUEST_MEMFD, since a7800aa80ea4 ("KVM: Add
@@ -95,7 +110,8 @@ fn memslot(slot: &Object<'_>, set: &Object<'_>, space: u64) -> Result<Option<Mem
     Ok(Some(Memslot {
         slot: u16::try_from(id).map_err(|_| overflow())?,
         address_space: u16::try_from(space).map_err(|_| overflow())?,
-        flags: narrow(slot, "flags")?,
+        // The upper half is KVM's own: KVM_MEMSLOT_INVALID while a slot is being deleted.
+        flags: narrow::<u32>(slot, "flags")? & 0xffff,
         guest_address,
         size,
         user_address,

@@ -46,6 +46,13 @@ pub fn memory_ranges(kernel: &Kernel, vm: u64) -> Result<Vec<(u64, u64)>, GuestE
     Ok(memslot::user_ranges(&memslot::memslots(&vm)?))
 }
 
+/// Whether the VM's call KVM_SET_USER_MEMORY_REGION with the argument at `region` in its VMM has
+/// deleted the slot that it was to delete. What cannot be read has not.
+pub fn slot_is_deleted(kernel: &Kernel, vm: u64, region: u64) -> bool {
+    let vm = field::kvm_object(kernel, "kvm", vm);
+    vm.is_ok_and(|vm| memslot::is_deleted(&vm, region).unwrap_or(false))
+}
+
 /// `svm` or `vmx`: whose virtualization KVM used.
 fn vendor(kernel: &Kernel) -> Result<&'static str, GuestError> {
     let modules = kernel.modules()?;
