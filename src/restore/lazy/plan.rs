@@ -1,7 +1,7 @@
 //! What of a dataset arrives later, and whether anything does.
 
 use super::{choice, open};
-use crate::dataset::{Dataset, ObjectId, Process, SharedMemory, Vma};
+use crate::dataset::{Dataset, ObjectId, Process, SharedMemory, Vcpu, Vma};
 use crate::restore::RestoreError;
 use crate::restore::stub::Family;
 use std::collections::BTreeSet;
@@ -29,6 +29,31 @@ pub struct Plan {
     pub(super) memories: Vec<ObjectId>,
     /// Why all is eager, although it need not be.
     pub why_not: Option<String>,
+}
+
+/// A guest that cannot bear asynchronous page faults, which it has turned on: Linux with `nolapic`
+/// handles their interrupt and never ends it. On a live host that happens when its memory is
+/// swapped; while memory arrives, it would at once.
+fn waits_for_ever(dataset: &Dataset) -> Option<&str> {
+    /// MSR_KVM_ASYNC_PF_EN: enabled, and told by interrupt. Linux arch/x86/include/uapi/asm/kvm_para.h.
+    const ASYNC_PF: u32 = 0x4b56_4d02;
+    const BY_INTERRUPT: u64 = 1 | 1 << 3;
+    /// The local APIC's entries for its timer and for errors, of which who drives it uses one.
+    const ENTRIES: [usize; 2] = [0x320, 0x370];
+    const MASKED: u8 = 1;
+    let is_undriven = |vcpu: &Vcpu| {
+        let mut msrs = vcpu.msrs.iter();
+        let asked = msrs.any(|m| m.index == ASYNC_PF && m.value & BY_INTERRUPT == BY_INTERRUPT);
+        let regs = vcpu.lapic.as_ref().map(|lapic| &lapic.regs.0);
+        // Bit 16.
+        let masked = |at: usize| regs.and_then(|regs| regs.get(at + 2)).map(|b| b & MASKED);
+        asked && ENTRIES.iter().all(|at| masked(*at) == Some(MASKED))
+    };
+    let vm = dataset
+        .vms
+        .iter()
+        .find(|vm| vm.vcpus.iter().any(is_undriven));
+    vm.map(|vm| vm.name.as_deref().unwrap_or("the guest"))
 }
 
 impl Plan {
@@ -63,6 +88,21 @@ impl Plan {
         };
         if bytes == 0 {
             return Ok(eager("it has no memory that could arrive later".into()));
+        }
+        if let Some(name) = waits_for_ever(dataset) {
+            let why = format!(
+                "{name} asks KVM to tell it when a page has arrived by an interrupt, and ends none \
+                 of its local APIC's: it would wait for the second page for ever"
+            );
+            if wanted == Memory::LazyIfPossible {
+                return Ok(eager(why));
+            }
+            return Err(RestoreError::Refused {
+                pid: family.process(0)?.pid,
+                what: "its memory, while it runs,".into(),
+                why,
+                hint: "--memory eager",
+            });
         }
         if wanted == Memory::LazyIfPossible && bytes < WORTH_IT {
             return Ok(eager(format!("{} MiB are there at once", bytes >> 20)));
