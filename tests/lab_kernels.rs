@@ -51,5 +51,5 @@ fn a_host_with_a_newer_kernel_gets_its_guests_back() -> Result<()> {
 #[test]
 #[ignore = "needs the lab: scripts/test --all"]
 fn they_go_on_after_the_host_was_booted_with_a_newer_kernel() -> Result<()> {
-    across(&Lab::prepare()?, &Lab::prepare_newer()?, "main")
+    across(&Lab::prepare()?, &Lab::prepare_updated()?, "main")
 }

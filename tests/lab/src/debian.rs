@@ -51,6 +51,8 @@ enum Choice {
     Generic,
     /// The cloud kernel of a newer suite.
     Newer,
+    /// The same, on a host whose guests have Debian 12's: it was updated.
+    Updated,
 }
 
 /// Where Debian's files are found.
@@ -95,6 +97,23 @@ impl Debian {
         Self {
             choice: Choice::Newer,
             ..Self::new(dir)
+        }
+    }
+
+    /// Debian 12's, of which the kernel was updated since.
+    #[must_use]
+    pub fn updated(dir: &Path) -> Self {
+        Self {
+            choice: Choice::Updated,
+            ..Self::new(dir)
+        }
+    }
+
+    /// The kernel of the guests, and of the capture environment.
+    pub fn older_kernel(&self) -> Result<Kernel> {
+        match self.choice {
+            Choice::Updated => Self::new(self.lab()).kernel(),
+            _ => self.kernel(),
         }
     }
 
@@ -170,7 +189,7 @@ impl Debian {
     /// `$VMRESTORE_LAB_KERNEL`, or what was asked for.
     pub fn kernel(&self) -> Result<Kernel> {
         let (from, to) = match (self.choice, std::env::var_os("VMRESTORE_LAB_KERNEL")) {
-            (Choice::Newer, _) => {
+            (Choice::Newer | Choice::Updated, _) => {
                 return Kernel::in_package(&Foreign::kernel(self.lab(), KERNEL_PACKAGE)?);
             }
             (Choice::Generic, _) => (GENERIC_PACKAGE, "kernel-generic"),

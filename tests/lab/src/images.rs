@@ -8,7 +8,7 @@ use std::hash::{Hash, Hasher};
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::UNIX_EPOCH;
+use std::time::{Duration, UNIX_EPOCH};
 
 use anyhow::{Context, Result};
 
@@ -190,7 +190,7 @@ impl Images {
         installed: Option<&Installed>,
     ) -> Result<Self> {
         let kernel = debian.kernel()?;
-        let items = host_root(debian, &kernel, programs)?;
+        let items = host_root(debian, [&kernel, &debian.older_kernel()?], programs)?;
         let host_initrd = initramfs(debian, &kernel, HOST_INIT, None)?;
         let mut key = digest(&items, &host_initrd)?;
         if let Some(installed) = installed {
@@ -238,7 +238,12 @@ impl Images {
 }
 
 /// Everything in the host's root: (path, what).
-fn host_root(debian: &Debian, kernel: &Kernel, programs: &Programs) -> Result<Vec<(String, Item)>> {
+/// `guests` is the kernel that guests have, and the capture environment.
+fn host_root(
+    debian: &Debian,
+    [kernel, guests]: [&Kernel; 2],
+    programs: &Programs,
+) -> Result<Vec<(String, Item)>> {
     let mut items: Vec<(String, Item)> = Vec::new();
     // The merged /usr of Debian 12.
     for dir in ["bin", "sbin", "lib", "lib64"] {
@@ -289,19 +294,19 @@ fn host_root(debian: &Debian, kernel: &Kernel, programs: &Programs) -> Result<Ve
             Item::Copy(file),
         ));
     }
-    items.push(("/boot/vmlinuz".into(), Item::Copy(kernel.image.clone())));
+    items.push(("/boot/vmlinuz".into(), Item::Copy(guests.image.clone())));
     items.push((
         "/boot/capture.initrd".into(),
         Item::Bytes(initramfs(
             debian,
-            kernel,
+            guests,
             CAPTURE_INIT,
             Some("/usr/bin/makedumpfile"),
         )?),
     ));
     items.push((
         "/boot/guest.initrd".into(),
-        Item::Bytes(guest_initramfs(kernel, programs)?),
+        Item::Bytes(guest_initramfs(guests, programs)?),
     ));
     items.push((
         "/etc/os-release".into(),
@@ -361,12 +366,25 @@ fn place(stage: &Path, path: &str, item: &Item) -> Result<()> {
     match item {
         Item::Copy(from) => {
             std::fs::copy(from, &to).with_context(|| from.display().to_string())?;
+            date(&to)?;
         }
         Item::Link(target) => symlink(target, &to)?,
         Item::Text(text) => std::fs::write(&to, text)?,
-        Item::Bytes(bytes) => std::fs::write(&to, bytes)?,
+        Item::Bytes(bytes) => {
+            std::fs::write(&to, bytes)?;
+            date(&to)?;
+        }
     }
     Ok(())
+}
+
+/// All files are of one day, as a package's are of the day on which it was built: the same file has
+/// the same time in two images.
+fn date(path: &Path) -> Result<()> {
+    let day = UNIX_EPOCH + Duration::from_secs(1_700_000_000);
+    let file = File::options().append(true).open(path);
+    file.and_then(|file| file.set_modified(day))
+        .with_context(|| path.display().to_string())
 }
 
 /// An initramfs with busybox, the virtio modules, `init`, and one more program
@@ -413,7 +431,7 @@ fn guest_initramfs(kernel: &Kernel, programs: &Programs) -> Result<Vec<u8>> {
     Ok(cpio.finish())
 }
 
-const LAYOUT: u32 = 2;
+const LAYOUT: u32 = 5;
 
 /// One hash over all inputs. Our own programs and texts count by content,
 /// Debian's files by path, size and time of change.

@@ -109,6 +109,11 @@ impl Lab {
         Self::with(debian::Debian::newer, &[])
     }
 
+    /// A host of Debian 12 that boots Debian 13's kernel, and has guests of before.
+    pub fn prepare_updated() -> Result<Self> {
+        Self::with(debian::Debian::updated, &[])
+    }
+
     /// The same with a root on which these packages of Debian's are installed.
     pub fn prepare_with_installed(packages: &[&str]) -> Result<Self> {
         Self::with(debian::Debian::new, packages)
