@@ -124,10 +124,12 @@ pub fn enter(
             if forced && here.lacks(label).is_some() {
                 return Ok(());
             }
-            let Err(errno) = write(tracee, attribute, &format!("{command} {label}")) else {
-                return Ok(());
+            let said = write(tracee, attribute, &format!("{command} {label}"));
+            let why = match said {
+                Ok(()) if has(tracee.tid, attribute, label) => return Ok(()),
+                Ok(()) => format!("it has not got its AppArmor label {label}"),
+                Err(errno) => format!("AppArmor refuses the label {label}: {errno}"),
             };
-            let why = format!("AppArmor refuses the label {label}: {errno}");
             if forced {
                 notes.push(lost(process, thread, &why));
                 return Ok(());
@@ -168,6 +170,14 @@ fn write(tracee: &mut Tracee, attribute: &str, text: &str) -> Result<(), Errno> 
         .and_then(|at| calls::plain(tracee, libc::SYS_write, [number, at, text.len() as u64]));
     calls::close(tracee, fd)?;
     written.map(drop)
+}
+
+/// Whether a thread's attribute is this label, in whatever mode its profile is.
+fn has(tid: i32, attribute: &str, label: &str) -> bool {
+    let read = |dir: &str| fs::read_to_string(format!("/proc/{tid}/attr/{dir}{attribute}"));
+    let is = read("apparmor/").or_else(|_| read("")).unwrap_or_default();
+    let is = is.trim_end_matches('\n');
+    is == label || is.rsplit_once(" (").is_some_and(|(name, _)| name == label)
 }
 
 #[cfg(test)]

@@ -222,7 +222,7 @@ fn check_this_host(release: &str, guests: &mut Guests, findings: &mut Findings) 
         // What this one's KVM lacks is found guest by guest.
         findings.note(
             "kernel",
-            format!("{here}, the dead one was {release}: what runs there runs here as well"),
+            format!("{here}, the dead one was {release}: no obstacle by itself"),
         );
     }
     if nix::unistd::geteuid().is_root() {
