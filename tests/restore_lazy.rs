@@ -667,8 +667,10 @@ fn whoever_restored_it_may_go() {
                 "{said}{report}"
             ),
         }
+        let mut log = kernel_log();
         fs::write(living.dir.join("go"), "").expect("go");
         wait_for("all is read", &living, 60, || {
+            assert!(lives(pid), "{}{}", living.log(), read_log(&mut log));
             living.log().contains("all read")
         });
         assert_unbroken(&living.await_ticks(before + 20), pid);

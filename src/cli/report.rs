@@ -59,7 +59,7 @@ pub struct Line {
 pub struct MemoryLine {
     /// `eager` or `lazy`.
     pub how: &'static str,
-    /// Why it is eager, although it need not be.
+    /// Why it, or a part of it, is eager, although it need not be.
     pub why: Option<String>,
     /// Bytes that arrive while it runs, and that have arrived.
     pub lazy_bytes: u64,
@@ -217,7 +217,8 @@ fn print_line(line: &Line) {
 
 fn print_memory(memory: &MemoryLine) {
     if let Some(why) = &memory.why {
-        println!("  memory: all there before it ran: {why}");
+        let all = if memory.lazy_bytes > 0 { "some" } else { "all" };
+        println!("  memory: {all} there before it ran: {why}");
     }
     if memory.lazy_bytes > 0 {
         println!(

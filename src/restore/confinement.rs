@@ -12,8 +12,14 @@ use std::fs;
 const ENABLED: &str = "/sys/module/apparmor/parameters/enabled";
 const PROFILES: &str = "/sys/kernel/security/apparmor/profiles";
 
+/// What is refused, and what helps.
+const WHAT: &str = "confinement";
 const HINT: &str = "load its profile (apparmor_parser -r FILE, of /etc/apparmor.d); --force \
                     brings it back without";
+
+/// The hint for what a thread had given up, and would have again.
+pub(super) const LOOSER: &str = "without it it could do more than it was allowed to; --force brings it back \
+                                 without";
 
 /// Refuses threads whose confinement is not known, or not to be had here: without it they could do
 /// more than they were allowed to, and nobody would see it. Where that is `forced`, what they lose.
@@ -29,16 +35,14 @@ pub fn check(dataset: &Dataset, forced: bool) -> Result<Vec<Fidelity>, RestoreEr
         let confinement = &thread.confinement;
         // The dataset's own report says so already.
         if let Some(why) = confinement.refused.as_ref().filter(|_| !forced) {
-            let hint = "without it it could do more than it was allowed to; --force brings it back \
-                        without";
-            return Err(refused(process, thread, why.clone(), hint));
+            return Err(refused(process, thread, WHAT, why.clone(), LOOSER));
         }
         for label in labels(confinement) {
             let here = here.get_or_insert_with(Here::look);
             match here.lacks(label) {
                 None => {}
                 Some(why) if forced => losses.push(lost(process, thread, &why)),
-                Some(why) => return Err(refused(process, thread, why, HINT)),
+                Some(why) => return Err(refused(process, thread, WHAT, why, HINT)),
             }
         }
     }
@@ -53,10 +57,17 @@ fn lost(process: &Process, thread: &Thread, why: &str) -> Fidelity {
     )
 }
 
-fn refused(process: &Process, thread: &Thread, why: String, hint: &'static str) -> RestoreError {
+/// A thread that would be less confined than it was.
+pub(super) fn refused(
+    process: &Process,
+    thread: &Thread,
+    what: &str,
+    why: String,
+    hint: &'static str,
+) -> RestoreError {
     RestoreError::Refused {
         pid: process.pid,
-        what: format!("the confinement of thread {} ({})", thread.tid, thread.comm),
+        what: format!("the {what} of thread {} ({})", thread.tid, thread.comm),
         why,
         hint,
     }
@@ -134,7 +145,7 @@ pub fn enter(
                 notes.push(lost(process, thread, &why));
                 return Ok(());
             }
-            Err(refused(process, thread, why, HINT))
+            Err(refused(process, thread, WHAT, why, HINT))
         };
         // The one of its next program first: once confined it might not be let.
         if let Some(label) = &confinement.apparmor_exec {

@@ -2,7 +2,7 @@
 
 use super::error::Context;
 use super::inject::Tracee;
-use super::{RestoreError, Syscalls, calls};
+use super::{RestoreError, Syscalls, calls, confinement};
 use crate::dataset::{Dataset, Fidelity, SeccompState, Thread};
 use crate::sys::ptrace;
 
@@ -19,21 +19,23 @@ const BY_FILTERS: u32 = 2;
 /// # Errors
 /// The first such thread.
 pub fn check(dataset: &Dataset) -> Result<(), RestoreError> {
-    let all = dataset.processes.iter();
-    let mut threads = all.flat_map(|p| p.threads.iter().map(move |t| (p, t)));
-    match threads.find_map(|(p, t)| Some((p, t, unknown(&t.seccomp)?))) {
-        None => Ok(()),
-        Some((process, thread, why)) => Err(RestoreError::Refused {
-            pid: process.pid,
-            what: format!(
-                "the seccomp filters of thread {} ({})",
-                thread.tid, thread.comm
-            ),
-            why,
-            hint: "without its filters it could do more than it was allowed to; --force brings \
-                   it back without",
-        }),
+    for (process, thread) in dataset
+        .processes
+        .iter()
+        .flat_map(|p| p.threads.iter().map(move |t| (p, t)))
+    {
+        if let Some(why) = unknown(&thread.seccomp) {
+            let what = "seccomp filters";
+            return Err(confinement::refused(
+                process,
+                thread,
+                what,
+                why,
+                confinement::LOOSER,
+            ));
+        }
     }
+    Ok(())
 }
 
 /// Why a thread's filters are not known.

@@ -21,6 +21,7 @@ pub mod socket;
 pub mod sysv;
 pub mod task_control;
 pub mod terminal;
+pub mod tracepoint;
 pub mod tty;
 pub mod userfaultfd;
 pub mod window;

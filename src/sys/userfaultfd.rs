@@ -137,14 +137,6 @@ impl Uffd {
         !matches!(result, Err(e) if e.raw_os_error() == Some(libc::ESRCH))
     }
 
-    /// An event other than a fault was not read yet, or whoever caused it has not gone on yet.
-    pub fn is_changing(&self) -> bool {
-        // Of all that may be wrong with a call this is what Linux looks at first.
-        let page = [0u8; 4096];
-        let (_, result) = self.copy(LAST_PAGE, &page);
-        matches!(result, Err(e) if e.raw_os_error() == Some(libc::EAGAIN))
-    }
-
     /// What has happened, without waiting. Whoever caused an event other than a fault goes on when
     /// it was read.
     ///

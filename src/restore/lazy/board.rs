@@ -96,6 +96,13 @@ impl<'d> Board<'d> {
         self.spaces.get(space).is_some_and(|space| space.shares)
     }
 
+    /// There is shared memory in a range of some space.
+    pub fn has_shared(&self, start: u64, end: u64) -> bool {
+        let shares =
+            |space: usize| self.shares(space) && !self.parts(space, start, end, true).is_empty();
+        (0..self.spaces.len()).any(shares)
+    }
+
     /// What of shared stores, or of the others, is in a range of a space: the store, its first page
     /// there, how many.
     pub fn parts(

@@ -3,22 +3,16 @@
 //! Private memory is simple: the kernel tells of each range, and holds whoever gave it back until that
 //! was heard. Of shared memory it tells the same of two calls that mean different things. MADV_REMOVE
 //! makes zeros of the pages for everybody, MADV_DONTNEED takes them out of one mapping and changes
-//! nothing. So it is looked which of them the thread makes that is held. And of fallocate(PUNCH_HOLE),
-//! by which VMMs give guest memory back of which they have a descriptor, the kernel tells nothing: the
-//! file's time of change alone shows it, and which pages it was only the MADV_DONTNEED of the same range
-//! that VMMs let follow. Until that comes nothing is put into place; if it does not come, the guest is
-//! ended.
+//! nothing. Which it was, `advice` tells. And of fallocate(PUNCH_HOLE), by which VMMs give guest memory
+//! back of which they have a descriptor, the kernel tells nothing: the file's time of change alone shows
+//! it, and which pages it was only the MADV_DONTNEED of the same range that VMMs let follow. Until that
+//! comes nothing is put into place; if it does not come, the guest is ended.
 
+use super::advice::{Call, REMOVE};
 use nix::fcntl::{FallocateFlags, fallocate};
-use std::fs::{self, File};
+use std::fs::File;
 use std::os::unix::fs::MetadataExt;
 use std::time::{Duration, Instant};
-
-/// `MADV_REMOVE`.
-const REMOVE: u64 = 9;
-
-/// `madvise`. Linux arch/x86/entry/syscalls/syscall_64.tbl.
-const MADVISE: u64 = 28;
 
 /// How long a change of the file may be without a word of where it was; and a call, once it was let go
 /// on, without a change.
@@ -56,8 +50,6 @@ pub enum Verdict {
     Zeros,
     /// What it was.
     Same,
-    /// It cannot be told.
-    Unknown,
 }
 
 impl Backing {
@@ -118,37 +110,20 @@ impl Backing {
         }
     }
 
-    /// A range was given back, by this call if it was seen.
-    pub fn verdict(&mut self, call: Option<&Call>, offset: u64, len: u64) -> Verdict {
-        match call {
-            Some(call) if call.advice == REMOVE => {
-                self.expected = Some(Instant::now() + PATIENCE);
-                Verdict::Zeros
-            }
-            _ if self.punches || self.is_unexplained() => {
+    /// A range was given back by this call.
+    pub fn verdict(&mut self, call: &Call) -> Verdict {
+        if call.advice == REMOVE {
+            self.expected = Some(Instant::now() + PATIENCE);
+            return Verdict::Zeros;
+        }
+        match self.punches || self.is_unexplained() {
+            true => {
                 self.punches = true;
-                if call.is_none() {
-                    self.punch(offset, len);
-                }
                 self.explained();
                 Verdict::Zeros
             }
-            Some(_) => Verdict::Same,
-            // It goes on by now; what it does shows, or not.
-            None => self.watched(),
+            false => Verdict::Same,
         }
-    }
-
-    fn watched(&mut self) -> Verdict {
-        let begin = Instant::now();
-        while begin.elapsed() < PATIENCE {
-            if self.stamp() != self.known {
-                self.explained();
-                return Verdict::Zeros;
-            }
-            std::thread::sleep(Duration::from_micros(50));
-        }
-        Verdict::Unknown
     }
 
     fn punch(&self, offset: u64, len: u64) {
@@ -161,58 +136,9 @@ impl Backing {
     }
 }
 
-/// An madvise of a thread that waits.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Call {
-    pub start: u64,
-    pub end: u64,
-    pub advice: u64,
-}
-
-/// The madvise calls in which threads of these processes are.
-pub fn calls(pids: &[i32]) -> Vec<Call> {
-    let threads = pids
-        .iter()
-        .filter_map(|pid| fs::read_dir(format!("/proc/{pid}/task")).ok())
-        .flat_map(|threads| threads.flatten());
-    threads
-        .filter_map(|thread| parse(&fs::read_to_string(thread.path().join("syscall")).ok()?))
-        .collect()
-}
-
-/// A line of /proc/PID/syscall.
-fn parse(line: &str) -> Option<Call> {
-    let mut words = line.split_ascii_whitespace();
-    if words.next()?.parse() != Ok(MADVISE) {
-        return None;
-    }
-    let mut number = || u64::from_str_radix(words.next()?.strip_prefix("0x")?, 16).ok();
-    let (start, len, advice) = (number()?, number()?, number()?);
-    Some(Call {
-        start,
-        end: start.checked_add(len.checked_next_multiple_of(super::board::PAGE)?)?,
-        advice,
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_call_is_what_the_kernel_says() {
-        let line = "28 0x7f0000001000 0x1fff 0x9 0x7f3d5380f4a8 0x0 0x7fffaca9c5f7 0x1 0x2\n";
-        let call = parse(line).expect("a call");
-        assert_eq!((call.start, call.end), (0x7f00_0000_1000, 0x7f00_0000_3000));
-        assert_eq!(call.advice, REMOVE);
-        assert_eq!(parse("running\n"), None);
-        assert_eq!(parse("0 0x3 0x7f0000001000 0x2000\n"), None);
-        assert_eq!(
-            parse("28 0xfffffffffffff000 0xffffffffffffffff 0x9\n"),
-            None
-        );
-        assert_eq!(parse("-1 0x7ffe9a0b5288 0x7f72047732ad\n"), None);
-    }
 
     fn memory() -> (File, Backing) {
         let fd = nix::sys::memfd::memfd_create("backing", nix::sys::memfd::MFdFlags::empty());
@@ -223,14 +149,6 @@ mod tests {
         (file, backing)
     }
 
-    fn call(advice: u64) -> Call {
-        Call {
-            start: 0,
-            end: 0x2000,
-            advice,
-        }
-    }
-
     const DONTNEED: u64 = 4;
 
     /// A page taken out of one mapping is what it was; one that was punched before is zeros, and nothing
@@ -239,28 +157,26 @@ mod tests {
     fn a_hole_shows_by_the_time_of_change() {
         let (file, mut backing) = memory();
         assert_eq!(backing.quiet(), Quiet::Yes);
-        let dropped = call(DONTNEED);
+        let dropped = Call::heard(0, 0x2000, DONTNEED);
         backing.before(&dropped, 0, 0x2000);
-        assert_eq!(backing.verdict(Some(&dropped), 0, 0x2000), Verdict::Same);
+        assert_eq!(backing.verdict(&dropped), Verdict::Same);
         let flags = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
         fallocate(&file, flags, 0, 0x2000).expect("a hole");
         assert_eq!(backing.quiet(), Quiet::NotYet);
         // One that came too late for it.
         std::os::unix::fs::FileExt::write_at(&file, &[7; 4096], 0).expect("a page");
         backing.before(&dropped, 0, 0x2000);
-        assert_eq!(backing.verdict(Some(&dropped), 0, 0x2000), Verdict::Zeros);
+        assert_eq!(backing.verdict(&dropped), Verdict::Zeros);
         assert_eq!(backing.quiet(), Quiet::Yes);
         assert_eq!(file.metadata().expect("metadata").blocks(), 0);
-        // What was not seen in the call, too.
-        assert_eq!(backing.verdict(None, 0x4000, 0x1000), Verdict::Zeros);
     }
 
     #[test]
     fn what_is_removed_is_expected_to_change() {
         let (file, mut backing) = memory();
-        let removed = call(REMOVE);
+        let removed = Call::heard(0, 0x2000, REMOVE);
         backing.before(&removed, 0, 0x2000);
-        assert_eq!(backing.verdict(Some(&removed), 0, 0x2000), Verdict::Zeros);
+        assert_eq!(backing.verdict(&removed), Verdict::Zeros);
         let flags = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
         fallocate(&file, flags, 0, 0x2000).expect("a hole");
         assert_eq!(backing.quiet(), Quiet::Yes);
@@ -276,7 +192,5 @@ mod tests {
         assert_eq!(backing.quiet(), Quiet::NotYet);
         std::thread::sleep(PATIENCE);
         assert_eq!(backing.quiet(), Quiet::Never);
-        let (_other, mut backing) = memory();
-        assert_eq!(backing.verdict(None, 0, 0x1000), Verdict::Unknown);
     }
 }

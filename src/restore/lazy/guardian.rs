@@ -131,7 +131,7 @@ pub fn end_all(status: &Status, watch: &Watch, processes: &[OwnedFd]) {
 }
 
 /// Processes that descend from any of these, and these.
-pub fn descendants(pids: &[i32]) -> Vec<i32> {
+fn descendants(pids: &[i32]) -> Vec<i32> {
     let mut family: BTreeSet<i32> = pids.iter().copied().collect();
     let parents: Vec<(i32, i32)> = fs::read_dir("/proc")
         .into_iter()

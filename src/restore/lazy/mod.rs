@@ -11,6 +11,7 @@
 //! then on the pager serves: also the kernel, which KVM has write into guest
 //! memory while its state is set. All else of the processes is filled eagerly.
 
+mod advice;
 mod board;
 mod choice;
 mod content;
@@ -73,7 +74,7 @@ fn open_device(sys: &mut dyn Syscalls, flags: u64) -> Result<i32, super::Errno> 
 pub struct Arriving {
     /// Brings what is not there yet; `None`: all is there.
     pub pager: Option<Pager>,
-    /// Why all is there, although it might have come later.
+    /// Why all is there, or some of it, although it might have come later.
     pub why_not: Option<String>,
 }
 

@@ -8,6 +8,7 @@
 mod events;
 mod stream;
 
+use super::advice::Advice;
 use super::board::{Board, Delivered, Order, PAGE};
 use super::discard::{Backing, Quiet};
 use super::guardian::{self, Watch};
@@ -63,6 +64,8 @@ pub struct Pager<'a, 'd> {
     board: Mutex<Board<'d>>,
     hold: Mutex<Hold>,
     backings: BTreeMap<usize, Mutex<Backing>>,
+    /// Where there is shared memory.
+    advice: Option<Mutex<Advice>>,
     pids: Vec<i32>,
     restorer: u32,
     pages: &'a dyn PageSource,
@@ -98,6 +101,18 @@ pub fn live(load: Load<'_>, pages: &dyn PageSource, status: &Status, watch: &Wat
     let Ok(processes) = processes.collect::<Result<Vec<_>, _>>() else {
         return;
     };
+    let advice = match load.backings.is_empty() {
+        true => None,
+        false => match Advice::hear() {
+            Ok(advice) => Some(Mutex::new(advice)),
+            Err(error) => {
+                status.say(&format!(
+                    "it cannot hear of calls of madvise any more: {error}"
+                ));
+                return;
+            }
+        },
+    };
     let Some(mut guardian) = guardian::start(status, watch) else {
         return;
     };
@@ -110,6 +125,7 @@ pub fn live(load: Load<'_>, pages: &dyn PageSource, status: &Status, watch: &Wat
             .into_iter()
             .map(|(store, backing)| (store, Mutex::new(backing)))
             .collect(),
+        advice,
         pids: load.pids,
         restorer: load.restorer,
         pages,
@@ -269,6 +285,10 @@ impl Pager<'_, '_> {
             return Delivered::Again;
         }
         let mut board = locked(&self.board);
+        // Of what it cannot tell any more nothing is put into place until the guardian has ended it.
+        if self.status.state() == State::Failed {
+            return Delivered::Again;
+        }
         if let Some(backing) = self.backings.get(&order.store) {
             match locked(backing).quiet() {
                 Quiet::Yes => {}

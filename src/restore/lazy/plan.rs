@@ -1,7 +1,7 @@
 //! What of a dataset arrives later, and whether anything does.
 
-use super::{choice, open};
-use crate::dataset::{Dataset, ObjectId, Process, SharedMemory, Vcpu, Vma};
+use super::{advice, choice, open};
+use crate::dataset::{Dataset, MsrEntry, ObjectId, Process, SharedMemory, Vcpu, Vma};
 use crate::restore::RestoreError;
 use crate::restore::stub::Family;
 use std::collections::BTreeSet;
@@ -27,7 +27,7 @@ pub struct Plan {
     /// Private memory: PIDs, and where VMAs start.
     vmas: BTreeSet<(i32, u64)>,
     pub(super) memories: Vec<ObjectId>,
-    /// Why all is eager, although it need not be.
+    /// Why all is eager, or all that is shared, although it need not be.
     pub why_not: Option<String>,
 }
 
@@ -35,25 +35,28 @@ pub struct Plan {
 /// handles their interrupt and never ends it. On a live host that happens when its memory is
 /// swapped; while memory arrives, it would at once.
 fn waits_for_ever(dataset: &Dataset) -> Option<&str> {
+    let bears_none = |vcpu: &Vcpu| {
+        let lapic = vcpu.lapic.as_ref().map(|lapic| &lapic.regs.0[..]);
+        asks_in_vain(&vcpu.msrs, lapic.unwrap_or_default())
+    };
+    let mut vms = dataset.vms.iter();
+    let vm = vms.find(|vm| vm.vcpus.iter().any(bears_none));
+    vm.map(|vm| vm.name.as_deref().unwrap_or("the guest"))
+}
+
+/// A vCPU is to be told of pages by an interrupt of a local APIC that its guest does not drive.
+fn asks_in_vain(msrs: &[MsrEntry], lapic: &[u8]) -> bool {
     /// MSR_KVM_ASYNC_PF_EN: enabled, and told by interrupt. Linux arch/x86/include/uapi/asm/kvm_para.h.
     const ASYNC_PF: u32 = 0x4b56_4d02;
     const BY_INTERRUPT: u64 = 1 | 1 << 3;
     /// The local APIC's entries for its timer and for errors, of which who drives it uses one.
     const ENTRIES: [usize; 2] = [0x320, 0x370];
     const MASKED: u8 = 1;
-    let is_undriven = |vcpu: &Vcpu| {
-        let mut msrs = vcpu.msrs.iter();
-        let asked = msrs.any(|m| m.index == ASYNC_PF && m.value & BY_INTERRUPT == BY_INTERRUPT);
-        let regs = vcpu.lapic.as_ref().map(|lapic| &lapic.regs.0);
-        // Bit 16.
-        let masked = |at: usize| regs.and_then(|regs| regs.get(at + 2)).map(|b| b & MASKED);
-        asked && ENTRIES.iter().all(|at| masked(*at) == Some(MASKED))
-    };
-    let vm = dataset
-        .vms
-        .iter()
-        .find(|vm| vm.vcpus.iter().any(is_undriven));
-    vm.map(|vm| vm.name.as_deref().unwrap_or("the guest"))
+    let mut msrs = msrs.iter();
+    // Bit 16.
+    let masked = |at: usize| lapic.get(at + 2).is_some_and(|b| b & MASKED != 0);
+    msrs.any(|m| m.index == ASYNC_PF && m.value & BY_INTERRUPT == BY_INTERRUPT)
+        && ENTRIES.into_iter().all(masked)
 }
 
 impl Plan {
@@ -78,16 +81,30 @@ impl Plan {
             }
         }
         let memories = dataset.shared_memory.iter();
-        for memory in memories.filter(|m| choice::is_lazy_memory(dataset, m)) {
+        let memories: Vec<_> = memories
+            .filter(|m| choice::is_lazy_memory(dataset, m))
+            .collect();
+        let heard = match memories.is_empty() {
+            true => Ok(()),
+            false => advice::can_be_heard().map_err(|error| {
+                format!(
+                    "this host does not tell what gives shared memory back (the tracepoint of \
+                     madvise): {error}"
+                )
+            }),
+        };
+        for memory in memories.iter().filter(|_| heard.is_ok()) {
             plan.memories.push(memory.id);
             bytes = bytes.saturating_add(choice::bytes(&memory.pages));
         }
+        plan.why_not = heard.clone().err();
         let eager = |why: String| Self {
             why_not: Some(why),
             ..Self::default()
         };
         if bytes == 0 {
-            return Ok(eager("it has no memory that could arrive later".into()));
+            let none = || "it has no memory that could arrive later".into();
+            return Ok(eager(heard.err().unwrap_or_else(none)));
         }
         if let Some(name) = waits_for_ever(dataset) {
             let why = format!(
@@ -135,5 +152,35 @@ impl Plan {
     /// The same of a shared memory.
     pub fn has_memory(&self, memory: &SharedMemory) -> bool {
         self.memories.contains(&memory.id)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_ends_no_interrupt_cannot_be_told_by_one() {
+        let asked = |value| {
+            [MsrEntry {
+                index: 0x4b56_4d02,
+                value,
+            }]
+        };
+        // As nolapic leaves it: all entries masked. As whoever drives it has it: that of errors is not.
+        let mut lapic = [0; 0x400];
+        (lapic[0x322], lapic[0x372]) = (1, 1);
+        assert!(asks_in_vain(&asked(0x1000_0009), &lapic));
+        // Told by an exception, or not at all.
+        assert!(!asks_in_vain(&asked(0x1000_0001), &lapic));
+        assert!(!asks_in_vain(&asked(8), &lapic));
+        assert!(!asks_in_vain(&[], &lapic));
+        for driven in [0x322, 0x372] {
+            let mut lapic = lapic;
+            lapic[driven] = 0;
+            assert!(!asks_in_vain(&asked(0x1000_0009), &lapic));
+        }
+        // A guest without one has it in its VMM.
+        assert!(!asks_in_vain(&asked(0x1000_0009), &[]));
     }
 }

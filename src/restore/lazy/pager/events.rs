@@ -2,8 +2,8 @@
 
 use super::{Fault, Pager, locked};
 use crate::restore::lazy::board::{Board, PAGE};
-use crate::restore::lazy::discard::{self, Verdict};
-use crate::restore::lazy::guardian;
+use crate::restore::lazy::discard::Verdict;
+use crate::sys::child;
 use crate::sys::userfaultfd::{Event, Uffd};
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -20,15 +20,17 @@ impl Pager<'_, '_> {
             return;
         };
         let mut events = Vec::new();
-        // With shared memory one by one: who gives of that back is looked at while it waits.
+        // With shared memory one by one: what gives of that back is looked at while it waits.
         let careful = board.shares(space);
         for _ in 0..if careful { AT_ONCE } else { 1 } {
-            let calls = match careful && uffd.is_changing() {
-                true => self.calls_before(&board, space),
-                false => Vec::new(),
-            };
+            // Linux gives faults first, then events in their order. So what is read is a fault, or an
+            // event that was there at the first look: its call is heard of at the second.
             let read = match careful {
-                true => uffd.read_one(&mut events),
+                true if child::poll(&[uffd.as_fd()], 0) != [true] => return,
+                true => {
+                    self.before_it_is_read(&board, space);
+                    uffd.read_one(&mut events)
+                }
                 false => uffd.read(&mut events),
             };
             if let Err(error) = read {
@@ -47,7 +49,7 @@ impl Pager<'_, '_> {
                     }),
                     other => {
                         if let Event::Remove { start, end } = other {
-                            self.shared_given_back(&mut board, space, &calls, (start, end));
+                            self.shared_given_back(&mut board, space, (start, end));
                         }
                         if let Some(child) = board.apply(space, other) {
                             let uffd = board.spaces.get(child).and_then(|s| s.uffd.clone());
@@ -61,42 +63,36 @@ impl Pager<'_, '_> {
         }
     }
 
-    /// The calls that give memory of a space back, before the word of it is read, and what must be done
-    /// while they wait.
-    fn calls_before(&self, board: &Board<'_>, space: usize) -> Vec<discard::Call> {
-        let calls = match self.pids.get(space) {
-            Some(pid) => discard::calls(&[*pid]),
-            // Of a child that was forked nobody says the PID.
-            None => discard::calls(&guardian::descendants(&self.pids)),
-        };
-        for call in &calls {
+    /// Hears of the calls that give memory of a space back, and does what must be done while they wait.
+    fn before_it_is_read(&self, board: &Board<'_>, space: usize) {
+        let Some(advice) = &self.advice else { return };
+        let mut advice = locked(advice);
+        advice.listen(|start, end| board.has_shared(start, end));
+        let own = self.pids.get(space).copied();
+        for call in advice.of(own, &self.pids) {
             for (store, first, count) in board.parts(space, call.start, call.end, true) {
                 if let Some(backing) = self.backings.get(&store) {
                     locked(backing).before(call, first * PAGE, count * PAGE);
                 }
             }
         }
-        calls
     }
 
     /// A range of a space was given back: what of it is shared may be zeros from now on.
-    fn shared_given_back(
-        &self,
-        board: &mut Board<'_>,
-        space: usize,
-        calls: &[discard::Call],
-        (start, end): (u64, u64),
-    ) {
-        let call = calls.iter().find(|c| c.start <= start && end <= c.end);
-        for (store, first, count) in board.parts(space, start, end, true) {
-            let verdict = match self.backings.get(&store) {
-                Some(backing) => locked(backing).verdict(call, first * PAGE, count * PAGE),
-                None => Verdict::Unknown,
-            };
-            match verdict {
-                Verdict::Zeros => board.discard(store, first, count),
-                Verdict::Same => {}
-                Verdict::Unknown => self.fail(format!(
+    fn shared_given_back(&self, board: &mut Board<'_>, space: usize, (start, end): (u64, u64)) {
+        let parts = board.parts(space, start, end, true);
+        if parts.is_empty() {
+            return;
+        }
+        let own = self.pids.get(space).copied();
+        let advice = self.advice.as_ref();
+        let call = advice.and_then(|a| locked(a).told(own, &self.pids, (start, end)));
+        for (store, first, count) in parts {
+            let backing = self.backings.get(&store);
+            match backing.zip(call).map(|(b, call)| locked(b).verdict(&call)) {
+                Some(Verdict::Zeros) => board.discard(store, first, count),
+                Some(Verdict::Same) => {}
+                None => self.fail(format!(
                     "it cannot be told what became of its shared memory at {start:#x}-{end:#x}, of \
                      which it gave pages back that had not arrived"
                 )),
