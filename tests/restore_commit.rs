@@ -54,7 +54,9 @@ fn each_call(name: &str, taken: bool) {
                 }
                 None => nothing += 1,
             }
-            assert!(!finished, "it came to its end, and nothing runs");
+            dead.await_end_of_remains();
+            let said = fs::read_to_string(dead.work.join("said")).unwrap_or_default();
+            assert!(!finished, "it came to its end, and nothing runs\n{said}");
             // What ran for a moment would have counted.
             assert_eq!(dead.living.log(), dead.log, "killed at call {call}");
         }
@@ -111,7 +113,8 @@ impl Dead {
     /// to its end before.
     fn restore_until(&self, call: u32) -> bool {
         let mut command = self.command();
-        let child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn();
+        let said = fs::File::create(self.work.join("said")).expect("a file");
+        let child = command.stdout(Stdio::null()).stderr(said).spawn();
         let mut child = child.expect("starts");
         let killed = kill_at(child.id().cast_signed(), call);
         // Its end may have been seen already.
@@ -136,6 +139,25 @@ impl Dead {
             std::thread::sleep(Duration::from_millis(2));
         }
         panic!("it neither runs nor is it gone");
+    }
+
+    /// Who was killed along with vmrestore takes a moment to close what it had open, and as long as
+    /// anybody writes to a file of the process's a restore is refused.
+    fn await_end_of_remains(&self) {
+        let log = self.living.dir.join("log");
+        let is_open = || {
+            let all = fs::read_dir("/proc").expect("/proc").flatten();
+            let mut fds = all.filter_map(|process| fs::read_dir(process.path().join("fd")).ok());
+            fds.any(|fds| {
+                let mut targets = fds.flatten().map(|fd| fs::read_link(fd.path()));
+                targets.any(|target| target.is_ok_and(|target| target == log))
+            })
+        };
+        let begin = Instant::now();
+        while is_open() {
+            assert!(begin.elapsed() < GONE, "somebody keeps {log:?} open");
+            std::thread::sleep(Duration::from_millis(2));
+        }
     }
 
     /// All of it runs, and cannot be restored a second time.

@@ -26,7 +26,7 @@ pub struct Call {
     pub end: u64,
     pub advice: u64,
     /// PID of the thread's process.
-    pid: i32,
+    pub pid: i32,
     time: u64,
 }
 
@@ -98,30 +98,23 @@ impl Advice {
         }
     }
 
-    /// What of the calls may be of a process, or of one that is nobody's of `known`.
-    pub fn of<'a>(&'a self, own: Option<i32>, known: &'a [i32]) -> impl Iterator<Item = &'a Call> {
-        let is_of = move |call: &&Call| own == Some(call.pid) || !known.contains(&call.pid);
-        self.open.values().filter(is_of)
+    /// The calls for which a condition holds.
+    pub fn that(&self, is: impl Fn(&Call) -> bool) -> impl Iterator<Item = &Call> {
+        self.open.values().filter(move |call| is(call))
     }
 
-    /// The call of which this is the word; that much of it is done with.
-    pub fn told(
-        &mut self,
-        own: Option<i32>,
-        known: &[i32],
-        (start, end): (u64, u64),
-    ) -> Option<Call> {
-        let covers = |call: &&Call| call.start <= start && end <= call.end;
-        // Its own before those of whom nobody knows, and the words come in the order of the calls.
-        let rank = |call: &&Call| (own != Some(call.pid), call.time);
-        let call = *self.of(own, known).filter(covers).min_by_key(rank)?;
-        if let Some((thread, _)) = self.open.iter().find(|(_, open)| **open == call) {
-            let thread = *thread;
-            match end < call.end {
-                // Its word comes mapping by mapping, from the lowest on.
-                true => drop(self.open.insert(thread, Call { start: end, ..call })),
-                false => drop(self.open.remove(&thread)),
-            }
+    /// The call of which this is the word, of those for which a condition holds; that much of it is done
+    /// with.
+    pub fn told(&mut self, (start, end): (u64, u64), is: impl Fn(&Call) -> bool) -> Option<Call> {
+        let covers = |call: &Call| call.start <= start && end <= call.end && is(call);
+        // Words come in the order of the calls.
+        let first = self.open.iter().filter(|(_, call)| covers(call));
+        let (thread, call) = first.min_by_key(|(_, call)| call.time)?;
+        let (thread, call) = (*thread, *call);
+        match end < call.end {
+            // Its word comes mapping by mapping, from the lowest on.
+            true => drop(self.open.insert(thread, Call { start: end, ..call })),
+            false => drop(self.open.remove(&thread)),
         }
         Some(call)
     }
@@ -154,22 +147,24 @@ mod tests {
         let mut enter = |pid, tid, time, args| {
             advice.enter(&entered(pid, tid, time, args), |start, _| start >= 0x1000);
         };
-        // Two threads of one process, a child with the same addresses, somebody else's.
+        // Two threads of one process, another with the same addresses, and what concerns nobody.
         enter(7, 7, 1, [0x1000, 0x4fff, REMOVE]);
         enter(7, 8, 2, [0x1000, 0x1000, DONTNEED]);
         enter(9, 9, 3, [0x1000, 0x1000, REMOVE]);
         enter(7, 10, 4, [0, 0x1000, REMOVE]);
         enter(7, 11, 5, [u64::MAX, u64::MAX, REMOVE]);
-        assert_eq!(advice.of(Some(7), &[7, 9]).count(), 2);
+        assert_eq!(advice.that(|call| call.pid == 7).count(), 2);
         // Mapping by mapping, in their order.
-        let mut told = |own, range| advice.told(own, &[7], range).map(|call| call.advice);
-        assert_eq!(told(Some(7), (0x1000, 0x2000)), Some(REMOVE));
-        assert_eq!(told(Some(7), (0x1000, 0x2000)), Some(DONTNEED));
-        assert_eq!(told(Some(7), (0x3000, 0x6000)), Some(REMOVE));
-        assert_eq!(told(Some(7), (0x3000, 0x6000)), None);
-        // Of a child nobody knows the PID.
-        assert_eq!(told(None, (0x1000, 0x2000)), Some(REMOVE));
-        assert_eq!(told(None, (0x1000, 0x2000)), None);
+        let mut told = |pid, range| {
+            let call = advice.told(range, |call| call.pid == pid);
+            call.map(|call| call.advice)
+        };
+        assert_eq!(told(7, (0x1000, 0x2000)), Some(REMOVE));
+        assert_eq!(told(7, (0x1000, 0x2000)), Some(DONTNEED));
+        assert_eq!(told(7, (0x3000, 0x6000)), Some(REMOVE));
+        assert_eq!(told(7, (0x3000, 0x6000)), None);
+        assert_eq!(told(9, (0x1000, 0x2000)), Some(REMOVE));
+        assert_eq!(told(9, (0x1000, 0x2000)), None);
     }
 
     /// What a thread began before it begins something else has ended.
@@ -179,10 +174,10 @@ mod tests {
         for args in [[0x1000, 0x1000, REMOVE], [0x1000, 0x1000, DONTNEED]] {
             advice.enter(&entered(7, 7, 1, args), |_, _| true);
         }
-        let told = advice.told(Some(7), &[7], (0x1000, 0x2000));
+        let told = advice.told((0x1000, 0x2000), |_| true);
         assert_eq!(told.map(|call| call.advice), Some(DONTNEED));
         advice.enter(&entered(7, 7, 1, [0x1000, 0x1000, REMOVE]), |_, _| true);
         advice.enter(&entered(7, 7, 2, [0, 0x1000, REMOVE]), |_, _| false);
-        assert_eq!(advice.told(Some(7), &[7], (0x1000, 0x2000)), None);
+        assert_eq!(advice.told((0x1000, 0x2000), |_| true), None);
     }
 }

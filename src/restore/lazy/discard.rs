@@ -10,7 +10,7 @@
 
 use super::advice::{Call, REMOVE};
 use nix::fcntl::{FallocateFlags, fallocate};
-use std::fs::File;
+use std::fs::{self, File};
 use std::os::unix::fs::MetadataExt;
 use std::time::{Duration, Instant};
 
@@ -70,6 +70,26 @@ impl Backing {
         self.file
             .metadata()
             .map_or((0, 0), |m| (m.mtime(), m.mtime_nsec()))
+    }
+
+    /// A process has it mapped in a range of its addresses.
+    pub fn is_mapped(&self, pid: i32, (start, end): (u64, u64)) -> bool {
+        let Ok(own) = self.file.metadata() else {
+            return false;
+        };
+        let (major, minor) = (libc::major(own.dev()), libc::minor(own.dev()));
+        let own = (format!("{major:02x}:{minor:02x}"), own.ino().to_string());
+        let maps = fs::read_to_string(format!("/proc/{pid}/maps")).unwrap_or_default();
+        maps.lines().any(|line| {
+            let mut words = line.split_ascii_whitespace();
+            let range = words.next().and_then(|range| range.split_once('-'));
+            let number = |text| u64::from_str_radix(text, 16).ok();
+            let is_there = range.is_some_and(|(first, last)| {
+                number(first).is_some_and(|first| first < end)
+                    && number(last).is_some_and(|last| start < last)
+            });
+            is_there && words.nth(2) == Some(&own.0) && words.next() == Some(&own.1)
+        })
     }
 
     fn explained(&mut self) {
@@ -181,6 +201,20 @@ mod tests {
         fallocate(&file, flags, 0, 0x2000).expect("a hole");
         assert_eq!(backing.quiet(), Quiet::Yes);
         assert!(!backing.punches);
+    }
+
+    #[test]
+    fn who_has_it_mapped_is_known() {
+        let (file, backing) = memory();
+        let own = std::process::id().cast_signed();
+        assert!(!backing.is_mapped(own, (0, u64::MAX)));
+        let map = crate::sys::window::open(&file, 0, 1 << 20).expect("maps it");
+        let at = map.as_ptr().addr() as u64;
+        assert!(backing.is_mapped(own, (at + 0x5000, at + 0x6000)));
+        assert!(!backing.is_mapped(own, (at + (1 << 20), at + (2 << 20))));
+        assert!(!backing.is_mapped(1, (0, u64::MAX)));
+        let (_another, backing) = memory();
+        assert!(!backing.is_mapped(own, (at, at + 0x1000)));
     }
 
     /// A change of which nobody says where it was ends in a refusal, never in a guess.

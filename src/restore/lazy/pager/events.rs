@@ -1,6 +1,7 @@
 //! What has happened in the address spaces: faults, and what processes do with their memory.
 
 use super::{Fault, Pager, locked};
+use crate::restore::lazy::advice::Call;
 use crate::restore::lazy::board::{Board, PAGE};
 use crate::restore::lazy::discard::Verdict;
 use crate::sys::child;
@@ -68,12 +69,24 @@ impl Pager<'_, '_> {
         let Some(advice) = &self.advice else { return };
         let mut advice = locked(advice);
         advice.listen(|start, end| board.has_shared(start, end));
-        let own = self.pids.get(space).copied();
-        for call in advice.of(own, &self.pids) {
+        for call in advice.that(|call| self.is_in(space, call)) {
             for (store, first, count) in board.parts(space, call.start, call.end, true) {
                 if let Some(backing) = self.backings.get(&store) {
                     locked(backing).before(call, first * PAGE, count * PAGE);
                 }
+            }
+        }
+    }
+
+    /// A call may be one of this space.
+    fn is_in(&self, space: usize, call: &Call) -> bool {
+        match self.pids.get(space) == Some(&call.pid) {
+            true => true,
+            // Of a child that was forked nobody says the PID; and all others of this host are heard, too.
+            false if self.pids.contains(&call.pid) => false,
+            false => {
+                let mut backings = self.backings.values();
+                backings.any(|b| locked(b).is_mapped(call.pid, (call.start, call.end)))
             }
         }
     }
@@ -84,9 +97,9 @@ impl Pager<'_, '_> {
         if parts.is_empty() {
             return;
         }
-        let own = self.pids.get(space).copied();
+        let is = |call: &Call| self.is_in(space, call);
         let advice = self.advice.as_ref();
-        let call = advice.and_then(|a| locked(a).told(own, &self.pids, (start, end)));
+        let call = advice.and_then(|advice| locked(advice).told((start, end), is));
         for (store, first, count) in parts {
             let backing = self.backings.get(&store);
             match backing.zip(call).map(|(b, call)| locked(b).verdict(&call)) {
