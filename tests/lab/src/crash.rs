@@ -648,6 +648,9 @@ fn die(
             }
             machine.qmp.command("quit", json!({}))?;
             machine.wait_off(Duration::from_secs(60))?;
+            for dump in &scenario.dumps {
+                dig_holes(&work.join(&dump.name))?;
+            }
             let off = Instant::now();
             std::fs::remove_file(work.join("dump.img"))?;
             return Ok(off);
@@ -677,8 +680,7 @@ fn die(
     for (name, file) in &files {
         let length = std::fs::metadata(file).map_or(0, |meta| meta.len());
         ensure!(length > 1 << 20, "dump {name} has only {length} bytes");
-        // Most of a machine's memory is zeros.
-        run(Command::new("fallocate").arg("--dig-holes").arg(file))?;
+        dig_holes(file)?;
     }
     let keep = keep
         .iter()
@@ -686,6 +688,11 @@ fn die(
     read_ext4(&image, &keep.collect::<Vec<_>>())?;
     std::fs::remove_file(image)?;
     Ok(off)
+}
+
+/// Most of a machine's memory is zeros, which need no room on the disk.
+fn dig_holes(file: &Path) -> Result<()> {
+    run(Command::new("fallocate").arg("--dig-holes").arg(file)).map(drop)
 }
 
 #[cfg(test)]

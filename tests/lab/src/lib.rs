@@ -38,6 +38,7 @@
 
 pub mod agent;
 pub mod campaign;
+pub mod clean;
 pub mod cpio;
 pub mod crash;
 pub mod debian;

@@ -12,7 +12,8 @@ use vmrestore_lab::crash::{CachedDump, Extra};
 use vmrestore_lab::recode::{Codec, recode};
 use vmrestore_lab::suite::Foreign;
 use vmrestore_lab::{
-    Lab, Luggage, Output, Rebooted, Scenario, cached_dumps, campaign, downtime, flavours, grow,
+    Lab, Luggage, Output, Rebooted, Scenario, cached_dumps, campaign, clean, downtime, flavours,
+    grow,
 };
 
 /// Makes real dumps of real crashes, and reboots into the host that died
@@ -178,7 +179,7 @@ enum Command {
         /// The file to write
         to: PathBuf,
     },
-    /// Removes old runs, and with --dumps the cached dumps too
+    /// Removes the files of runs that have ended, and with --dumps the cached dumps too
     Clean {
         /// The dumps too
         #[arg(long)]
@@ -403,11 +404,9 @@ fn run(command: Command) -> Result<ExitCode> {
             eprintln!("lab: {pages} pages added");
         }
         Command::Clean { dumps } => {
-            let dir = Lab::directory();
-            for (name, wanted) in [("runs", true), ("dumps", dumps)] {
-                if wanted && dir.join(name).exists() {
-                    std::fs::remove_dir_all(dir.join(name))?;
-                }
+            clean::ended_runs(&Lab::directory())?;
+            if dumps {
+                clean::dumps(&Lab::directory())?;
             }
         }
     }
