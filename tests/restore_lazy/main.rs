@@ -2,19 +2,22 @@
 //!
 //! Needs root (ptrace, userfaultfd) and a C compiler, as tests/restore_live.rs.
 
-#[path = "common/live.rs"]
+#[path = "../common/live.rs"]
 mod live;
-#[path = "common/living.rs"]
+#[path = "../common/living.rs"]
 mod living;
+mod sources;
+mod trouble;
 
 use living::{Killed, Living, assert_unbroken, root_or_say_so};
+use sources::{Changing, Slow, Stuck};
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 use vmrestore::dataset::{
-    Dataset, Irqchip, MappingKind, Memslot, ObjectId, PageContent, PageRun, PageSource,
-    PageSourceError, Vm, VmCaps, VmClock, Vma,
+    Dataset, Irqchip, MappingKind, Memslot, ObjectId, PageContent, PageRun, PageSource, Vm, VmCaps,
+    VmClock, Vma,
 };
 use vmrestore::restore::{Arrival, Memory, Options, Pager, RestoreError, prepare};
 use vmrestore::sys::task_control;
@@ -33,61 +36,6 @@ const LAZY: Options = Options {
     memory: Memory::Lazy,
     progress: None,
 };
-
-/// Memory from a slow disk, so that much happens before all of it is there. With a page that is damaged.
-struct Slow<'a> {
-    memory: &'a live::Memory,
-    pause: Duration,
-    damaged: Option<u64>,
-}
-
-/// Memory from a dump that somebody writes to, once a file is there.
-struct Changing<'a> {
-    memory: Slow<'a>,
-    when: PathBuf,
-}
-
-impl PageSource for Changing<'_> {
-    fn read_pages(
-        &self,
-        run: &PageRun,
-        first: u64,
-        count: u64,
-        out: &mut [u8],
-    ) -> Result<(), PageSourceError> {
-        self.memory.read_pages(run, first, count, out)
-    }
-
-    fn still_whole(&self) -> Result<(), String> {
-        match self.when.exists() {
-            true => Err("the dump was written to".into()),
-            false => Ok(()),
-        }
-    }
-}
-
-impl PageSource for Slow<'_> {
-    fn read_pages(
-        &self,
-        run: &PageRun,
-        first: u64,
-        count: u64,
-        out: &mut [u8],
-    ) -> Result<(), PageSourceError> {
-        std::thread::sleep(self.pause);
-        let begin = run.start + first * 4096;
-        if let Some(at) = self.damaged
-            && (begin..begin + count * 4096).contains(&at)
-        {
-            return Err(PageSourceError {
-                at,
-                content: run.content,
-                why: "it is damaged".into(),
-            });
-        }
-        self.memory.read_pages(run, first, count, out)
-    }
-}
 
 fn huge_pages(count: u64) -> bool {
     let path = "/proc/sys/vm/nr_hugepages";
@@ -234,97 +182,6 @@ fn it_cannot_tell_that_its_memory_arrives() {
     huge_pages(0);
 }
 
-/// A pager that is killed takes those along whose memory it had: they never see a wrong page.
-#[test]
-fn without_its_pager_it_ends() {
-    let _one = ONE_AT_A_TIME.lock().unwrap_or_else(|e| e.into_inner());
-    if !root_or_say_so() {
-        return;
-    }
-    let (living, taken, before) = taken("pager-killed");
-    let slow = Slow {
-        memory: &taken.memory,
-        pause: Duration::from_millis(5),
-        damaged: None,
-    };
-    let (killed, pager) = go(&taken.dataset, &slow);
-    living.await_ticks(before + 3);
-    let figures = pager.figures();
-    assert!(figures.done < figures.total, "{figures:?}");
-    let mut log = kernel_log();
-    task_control::kill(pager.pid(), libc::SIGKILL).expect("kills the pager");
-    wait_for("it ends", &living, 10, || !lives(killed.0));
-    wait_for("the guardian ends", &living, 10, || {
-        !lives(pager.guardian())
-    });
-    match pager.wait(|_| true) {
-        Arrival::Stopped(why) => assert!(why.contains("killed by signal 9"), "{why}"),
-        other => panic!("{other:?}"),
-    }
-    assert!(!living.log().contains("BAD"), "{}", living.log());
-    let said = read_log(&mut log);
-    assert!(
-        said.contains(&format!("vmrestore: pid {} (lazy) was ended", killed.0)),
-        "{said}"
-    );
-}
-
-/// Its pager and its guardian killed in one instant: it waits, and never sees a wrong page. Who waits for
-/// the pager ends it.
-#[test]
-fn without_anybody_it_waits() {
-    let _one = ONE_AT_A_TIME.lock().unwrap_or_else(|e| e.into_inner());
-    if !root_or_say_so() {
-        return;
-    }
-    for round in 0..4 {
-        let (living, taken, before) = taken("both-killed");
-        let forks = round % 2 == 1;
-        if forks {
-            fs::write(living.dir.join("go"), "").expect("go");
-        }
-        let slow = Slow {
-            memory: &taken.memory,
-            pause: Duration::from_millis(5),
-            damaged: None,
-        };
-        let (killed, pager) = go(&taken.dataset, &slow);
-        wait_for("it runs", &living, 20, || match forks {
-            true => living.log().contains("did fork\n"),
-            false => living.ticks().len() > before,
-        });
-        std::thread::sleep(Duration::from_millis(70 * round));
-        let figures = pager.figures();
-        assert!(figures.done < figures.total, "{figures:?}");
-        let both = [pager.pid(), pager.guardian()];
-        for signal in [libc::SIGSTOP, libc::SIGKILL] {
-            for pid in both {
-                task_control::kill(pid, signal).expect("sends it");
-            }
-        }
-        wait_for("they end", &living, 10, || !both.into_iter().any(lives));
-        wait_for("it waits", &living, 30, || {
-            let before = living.log().len();
-            std::thread::sleep(Duration::from_millis(500));
-            living.log().len() == before
-        });
-        assert!(lives(killed.0), "{}", living.log());
-        assert!(!living.log().contains("BAD"), "{}", living.log());
-        let mut log = kernel_log();
-        match pager.wait(|_| true) {
-            Arrival::Stopped(why) => assert!(why.contains("killed by signal 9"), "{why}"),
-            other => panic!("{other:?}"),
-        }
-        wait_for("it ends", &living, 10, || !lives(killed.0));
-        let said = read_log(&mut log);
-        assert!(
-            said.contains(&format!("vmrestore: pid {} (lazy) was ended", killed.0)),
-            "{said}"
-        );
-        assert!(!living.log().contains("BAD"), "{}", living.log());
-    }
-}
-
 /// A program that becomes another one needs nothing more of what it was.
 #[test]
 fn another_program_needs_nothing_of_it() {
@@ -347,33 +204,6 @@ fn another_program_needs_nothing_of_it() {
         living.log().contains("did exec")
     });
     assert!(lives(killed.0) && !living.log().contains("BAD"));
-}
-
-/// What was read of a dump after somebody has written to it is nobody's memory.
-#[test]
-fn a_dump_that_changes_ends_it() {
-    let _one = ONE_AT_A_TIME.lock().unwrap_or_else(|e| e.into_inner());
-    if !root_or_say_so() {
-        return;
-    }
-    let (living, taken, before) = taken("changing");
-    let changing = Changing {
-        memory: Slow {
-            memory: &taken.memory,
-            pause: Duration::from_millis(5),
-            damaged: None,
-        },
-        when: living.dir.join("changed"),
-    };
-    let (killed, pager) = go(&taken.dataset, &changing);
-    living.await_ticks(before + 3);
-    fs::write(&changing.when, "").expect("the sign");
-    match pager.wait(|figures| figures.time < Duration::from_secs(60)) {
-        Arrival::Stopped(why) => assert!(why.contains("the dump was written to"), "{why}"),
-        other => panic!("{other:?}"),
-    }
-    wait_for("it ends", &living, 10, || !lives(killed.0));
-    assert!(!living.log().contains("BAD"), "{}", living.log());
 }
 
 /// A machine without a CPU, whose memory is the program's memfd: a VMM's memory of which it has a
@@ -501,108 +331,35 @@ fn read_log(log: &mut fs::File) -> String {
     text
 }
 
-/// Another guardian takes the place of one that was killed.
+/// The disk holds the stream up for as long as it likes: no fault waits for that.
 #[test]
-fn a_guardian_has_a_successor() {
+fn a_stream_that_gets_nothing_holds_up_no_fault() {
     let _one = ONE_AT_A_TIME.lock().unwrap_or_else(|e| e.into_inner());
     if !root_or_say_so() {
         return;
     }
-    let (living, taken, before) = taken("guardian-killed");
-    let slow = Slow {
+    let (living, taken, before) = taken("stuck");
+    let until = living.dir.join("stream");
+    let stuck = Stuck {
         memory: &taken.memory,
-        pause: Duration::from_millis(5),
-        damaged: None,
+        until: until.clone(),
+        test: nix::unistd::getpid(),
     };
-    let (killed, pager) = go(&taken.dataset, &slow);
-    let first = pager.guardian();
-    task_control::kill(first, libc::SIGKILL).expect("kills the guardian");
-    wait_for("there is another", &living, 5, || pager.guardian() != first);
-    assert!(lives(killed.0) && lives(pager.guardian()));
-    // Which does its work.
-    living.await_ticks(before + 3);
-    task_control::kill(pager.pid(), libc::SIGKILL).expect("kills the pager");
-    wait_for("it ends", &living, 10, || !lives(killed.0));
-    wait_for("the guardian ends", &living, 10, || {
-        !lives(pager.guardian())
+    let (killed, pager) = go(&taken.dataset, &stuck);
+    living.await_ticks(before + 5);
+    fs::write(living.dir.join("go"), "").expect("go");
+    wait_for("all is read", &living, 120, || {
+        assert!(lives(killed.0), "{}", living.log());
+        living.log().contains("all read")
     });
-    assert!(!living.log().contains("BAD"), "{}", living.log());
-}
-
-/// A page that turns out to be damaged when the process runs already.
-#[test]
-fn a_damaged_page_ends_it_by_name() {
-    let _one = ONE_AT_A_TIME.lock().unwrap_or_else(|e| e.into_inner());
-    if !root_or_say_so() {
-        return;
-    }
-    let (living, taken, _) = taken("damaged");
-    let at = biggest(&taken).end - 77 * 4096;
-    let slow = Slow {
-        memory: &taken.memory,
-        pause: Duration::from_micros(200),
-        damaged: Some(at),
-    };
-    let (killed, pager) = go(&taken.dataset, &slow);
+    assert!(lives(pager.pid()), "the stream has got nothing");
+    fs::write(&until, "").expect("the stream may go on");
     match pager.wait(|figures| figures.time < Duration::from_secs(60)) {
-        Arrival::Stopped(why) => assert!(why.contains(&format!("{at:#x}")), "{why}"),
+        Arrival::Resident => {}
         other => panic!("{other:?}"),
     }
-    wait_for("it ends", &living, 10, || !lives(killed.0));
+    assert_unbroken(&living.await_ticks(before + 15), killed.0);
     assert!(!living.log().contains("BAD"), "{}", living.log());
-    // One that the dump says it has not got is refused before anything starts.
-    let mut dataset = taken.dataset.clone();
-    let run = PageRun {
-        start: biggest(&taken).start,
-        count: 1,
-        content: PageContent::Corrupt,
-    };
-    let big = biggest(&taken).start;
-    for vma in &mut dataset.processes[0].mm.vmas {
-        if vma.start == big {
-            vma.pages = vec![run];
-        }
-    }
-    let error = prepare(&dataset, &taken.memory, &LAZY).expect_err("a damaged page");
-    assert!(
-        matches!(error, RestoreError::PagesMissing { .. }),
-        "{error}"
-    );
-}
-
-/// Dropped instead of resumed, or when a step behind it fails.
-#[test]
-fn a_failure_leaves_nothing() {
-    let _one = ONE_AT_A_TIME.lock().unwrap_or_else(|e| e.into_inner());
-    if !root_or_say_so() {
-        return;
-    }
-    let (_living, taken, _) = taken("given-up");
-    let prepared = prepare(&taken.dataset, &taken.memory, &LAZY).expect("prepared");
-    let pid = prepared.processes()[0].pid;
-    let pager = prepared.arriving().pager.as_ref().expect("a pager");
-    let (pager, guardian) = (pager.pid(), pager.guardian());
-    assert!(lives(pid) && lives(pager) && lives(guardian));
-    let mut log = kernel_log();
-    drop(prepared);
-    let begin = Instant::now();
-    while lives(pager) || lives(guardian) || lives(pid) {
-        assert!(begin.elapsed() < Duration::from_secs(5));
-        std::thread::sleep(Duration::from_millis(5));
-    }
-    assert!(!read_log(&mut log).contains("was ended"));
-    assert!(!Path::new(&format!("/proc/{pid}")).exists());
-    let mut dataset = taken.dataset.clone();
-    let log = dataset.files.iter_mut().find(|f| f.path.ends_with("/log"));
-    log.expect("its log").path = "/nowhere/at/all".into();
-    let error = prepare(&dataset, &taken.memory, &LAZY).expect_err("no such file");
-    assert!(error.to_string().contains("/nowhere/at/all"), "{error}");
-    let children: String = fs::read_dir("/proc/self/task")
-        .expect("tasks")
-        .flatten()
-        .map(|task| fs::read_to_string(task.path().join("children")).unwrap_or_default())
-        .collect();
-    assert_eq!(children, "");
 }
 
 /// The command itself, killed or interrupted when the process runs and its memory still arrives: that
