@@ -65,6 +65,7 @@ pub fn extract(kernel: &Kernel, pids: &[i32]) -> Result<Extracted, TaskError> {
         clocks,
         out: Extracted::default(),
         files: HashMap::new(),
+        unreadable_files: 0,
         inodes: HashMap::new(),
         memories: HashMap::new(),
         pipes: HashMap::new(),
@@ -108,6 +109,8 @@ pub(super) struct Extraction<'a, 'k> {
     pub clocks: Clocks,
     pub out: Extracted,
     files: HashMap<u64, usize>,
+    /// How many of the files could not be read.
+    pub unreadable_files: usize,
     inodes: HashMap<u64, usize>,
     memories: HashMap<u64, usize>,
     pipes: HashMap<u64, usize>,
@@ -156,6 +159,7 @@ impl<'k> Extraction<'_, 'k> {
         self.out.files.push(unreadable(id, String::new()));
         let read = file::read(self, addr, root).unwrap_or_else(|error| {
             self.lost(&format!("file {id}"), "open file", error.to_string());
+            self.unreadable_files += 1;
             unreadable(id, error.to_string())
         });
         if let Some(slot) = self.files.get(&addr).copied()

@@ -14,6 +14,8 @@ use crate::kernel::{KernelError, Object, XsaveLayout};
 const MAX_FDS: u64 = 1 << 31;
 /// Most of them that are open. `fs.nr_open` is 2²⁰ unless raised.
 const MAX_OPEN: usize = 1 << 22;
+/// Most files that cannot be read. A table with more of them is none, and each takes memory.
+const MAX_UNREADABLE: usize = 1 << 14;
 /// Most resource limits: RLIM_NLIMITS is 16.
 const MAX_RLIMITS: u64 = 64;
 
@@ -282,6 +284,15 @@ fn descriptors(
                     what: "fdtable",
                     addr: table.addr(),
                     detail: format!("open_fds has more than {MAX_OPEN} bits of {max} set"),
+                });
+            }
+            if x.unreadable_files > MAX_UNREADABLE {
+                return Err(KernelError::Damaged {
+                    what: "fdtable",
+                    addr: table.addr(),
+                    detail: format!(
+                        "fd leads to more than {MAX_UNREADABLE} files that cannot be read"
+                    ),
                 });
             }
             out.push(Fd {

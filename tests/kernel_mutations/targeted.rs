@@ -86,6 +86,18 @@ const CASES: &[Case] = &[
         says: &["fdtable", "max_fds is 4294967295"],
     },
     Case {
+        name: "a descriptor table that is the kernel's text",
+        words: |v| {
+            let table = v.task.follow("files")?.follow("fdt")?;
+            let text = v.kernel.symbol("_stext")?;
+            let mut words = low(&table, "max_fds", 1 << 20)?;
+            words.push((member(&table, "fd")?, text));
+            words.push((member(&table, "open_fds")?, text));
+            Ok(words)
+        },
+        says: &["fdtable", "fd leads to more than 16384 files"],
+    },
+    Case {
         name: "two billion vCPUs",
         words: |v| low(&v.kvm, "online_vcpus.counter", 0x7fff_ffff),
         says: &["kvm.online_vcpus", "2147483647"],
