@@ -1,6 +1,7 @@
 //! What goes wrong while memory arrives: nobody ever sees a wrong page, and somebody says so.
 
 use super::*;
+use std::collections::BTreeSet;
 
 /// A pager that is killed takes those along whose memory it had: they never see a wrong page.
 #[test]
@@ -197,6 +198,8 @@ fn a_failure_leaves_nothing() {
         return;
     }
     let (_living, taken, _) = taken("given-up");
+    // Of other tests, of which nobody asks any more.
+    let others = children();
     let prepared = prepare(&taken.dataset, &taken.memory, &LAZY).expect("prepared");
     let pid = prepared.processes()[0].pid;
     let pager = prepared.arriving().pager.as_ref().expect("a pager");
@@ -216,10 +219,20 @@ fn a_failure_leaves_nothing() {
     log.expect("its log").path = "/nowhere/at/all".into();
     let error = prepare(&dataset, &taken.memory, &LAZY).expect_err("no such file");
     assert!(error.to_string().contains("/nowhere/at/all"), "{error}");
-    let children: String = fs::read_dir("/proc/self/task")
-        .expect("tasks")
-        .flatten()
+    let left: Vec<_> = children().difference(&others).copied().collect();
+    assert!(left.is_empty(), "{left:?}");
+}
+
+/// PIDs of this process's children, ended ones among them.
+fn children() -> BTreeSet<i32> {
+    let tasks = fs::read_dir("/proc/self/task").expect("tasks").flatten();
+    tasks
         .map(|task| fs::read_to_string(task.path().join("children")).unwrap_or_default())
-        .collect();
-    assert_eq!(children, "");
+        .flat_map(|pids| {
+            let pids = pids
+                .split_whitespace()
+                .map(|pid| pid.parse().expect("a PID"));
+            pids.collect::<Vec<i32>>()
+        })
+        .collect()
 }
